@@ -1,0 +1,60 @@
+"""The arrays that travel between the steps, named once, with dtype and shape.
+
+n = images, h and w = pixels, c = colour channels, d = feature dimension, k = classes, m = bank rows.
+Under test (the jaxtyping import hook is loaded) the names check dtype and shape on every call; in
+production they are plain `numpy.ndarray` and jaxtyping is neither needed nor imported.
+"""
+
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+__all__ = [
+    "Bank",
+    "Features",
+    "Features64",
+    "Flags",
+    "Frame",
+    "Frames",
+    "Labels",
+    "LogScale",
+    "Logits",
+    "Prototypes",
+    "Scores",
+    "Scores64",
+    "Vector64",
+]
+
+if TYPE_CHECKING or "jaxtyping" not in sys.modules:
+    from numpy.typing import NDArray
+
+    Frame = NDArray[np.uint8]  # [h, w, c], or [h, w] from a grey camera
+    Frames = NDArray[np.uint8]  # [n, h, w, c]
+    Features = NDArray[np.float32]  # [n, d]
+    Logits = NDArray[np.float32]  # [n, k]
+    Labels = NDArray[np.int64]  # [n]
+    Flags = NDArray[np.bool_]  # [n]
+    Scores = NDArray[np.float32]  # [n]
+    Features64 = NDArray[np.float64]  # [n, d]
+    Scores64 = NDArray[np.float64]  # [n]
+    Prototypes = NDArray[np.float64]  # [k, d]
+    Vector64 = NDArray[np.float64]  # [d]
+    Bank = NDArray[np.float64]  # [m, d] unit rows
+    LogScale = NDArray[np.float64]  # [m]
+else:
+    from jaxtyping import Bool, Float32, Float64, Int64, UInt8
+
+    Frame = UInt8[np.ndarray, "h w c"] | UInt8[np.ndarray, "h w"]
+    Frames = UInt8[np.ndarray, "n h w c"]
+    Features = Float32[np.ndarray, "n d"]
+    Logits = Float32[np.ndarray, "n k"]
+    Labels = Int64[np.ndarray, " n"]
+    Flags = Bool[np.ndarray, " n"]
+    Scores = Float32[np.ndarray, " n"]
+    Features64 = Float64[np.ndarray, "n d"]
+    Scores64 = Float64[np.ndarray, " n"]
+    Prototypes = Float64[np.ndarray, "k d"]
+    Vector64 = Float64[np.ndarray, " d"]
+    Bank = Float64[np.ndarray, "m d"]
+    LogScale = Float64[np.ndarray, " m"]

@@ -1,0 +1,1 @@
+"""The main job, end to end, on real images that come with scikit-learn and scikit-image."""

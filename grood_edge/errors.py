@@ -1,0 +1,90 @@
+"""Every error that grood-edge raises on purpose.
+
+    GroodEdgeError
+    ├── UsageError            the call contradicts itself                     exit code 2
+    ├── InputError            something that was handed in cannot be used     exit code 1
+    │   ├── DatasetError      images, folders, labels, class names
+    │   ├── ClassifierError   the network: format, opset, feature point, outputs
+    │   ├── CalibrationError  an alpha, delta or image count that carries no decision
+    │   ├── ArtifactError     an .onnx that is not a whole, current grood-edge artifact
+    │   └── FrameError        a frame of the wrong dtype or shape
+    ├── OutputError           a result that cannot be written
+    ├── VerificationError     a result that was computed, checked and found wrong
+    ├── BackendError          a provider or device that does not do what was asked
+    └── MissingExtraError     an optional dependency that is not installed
+
+A message says what was received, what was expected, and what to do next.
+"""
+
+__all__ = [
+    "ArtifactError",
+    "BackendError",
+    "CalibrationError",
+    "ClassifierError",
+    "DatasetError",
+    "FrameError",
+    "GroodEdgeError",
+    "InputError",
+    "MissingExtraError",
+    "OutputError",
+    "UsageError",
+    "VerificationError",
+]
+
+
+class GroodEdgeError(Exception):
+    """Base of all errors raised on purpose; `str()` is a sentence for the user."""
+
+    exit_code = 1
+
+
+class UsageError(GroodEdgeError):
+    """Options that contradict each other or cannot be read."""
+
+    exit_code = 2
+
+
+class InputError(GroodEdgeError):
+    """Something that was handed in cannot be used."""
+
+
+class DatasetError(InputError):
+    """Images, folders, labels or class names that cannot be used."""
+
+
+class ClassifierError(InputError):
+    """A classifier that cannot be turned into a classifier graph."""
+
+
+class CalibrationError(InputError):
+    """An alpha, delta or number of calibration images that carries no decision."""
+
+
+class ArtifactError(InputError):
+    """A file that is not a whole, current grood-edge artifact."""
+
+
+class FrameError(InputError):
+    """A frame with the wrong dtype or shape."""
+
+
+class OutputError(GroodEdgeError):
+    """A result that cannot be written where it was asked for."""
+
+
+class VerificationError(GroodEdgeError):
+    """A result that was computed, checked against its reference, and found wrong."""
+
+
+class BackendError(GroodEdgeError):
+    """A provider or device that does not do what was asked of it."""
+
+
+class MissingExtraError(GroodEdgeError):
+    """An optional dependency is missing; the message names the extra to install."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {package}, which is not installed. "
+            f"Install it with: pip install 'grood-edge[{extra}]'"
+        )

@@ -1,0 +1,1 @@
+"""How well ID and OOD are told apart."""

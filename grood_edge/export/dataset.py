@@ -1,0 +1,191 @@
+"""The user's images with their labels, streamed one at a time, whatever they come from.
+
+Class folders, a flat folder, an .npz, `package.module:factory` or any iterable of (images, labels) batches all
+become one `Dataset`.
+"""
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from grood_edge.arrays import Frame
+from grood_edge.errors import DatasetError
+from grood_edge.images import UnreadableImageError, find_images, load_image, open_npz
+
+__all__ = ["Dataset", "LabelSource", "Sample", "open_dataset", "read_class_names"]
+
+LabelSource = Literal["folder", "predicted"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One frame, uint8 `[h, w, c]` of any size, with its label (None: unlabelled) and a name for messages."""
+
+    name: str
+    frame: Frame
+    label: int | None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images that can be streamed. `count` is None when only a pass tells; `classes` None when nothing names them.
+
+    `samples(on_unreadable)` iterates over the samples; an image that cannot be decoded is reported by
+    `on_unreadable(name, reason)` and left out.
+    """
+
+    name: str
+    classes: tuple[str, ...] | None
+    count: int | None
+    samples: Callable[[Callable[[str, str], None]], Iterator[Sample]]
+
+
+def open_dataset(data: Any, labels: LabelSource, classes: tuple[str, ...] | None = None, seed: int = 0) -> Dataset:
+    """Open the user's images.
+
+    Args:
+        data: a folder, an .npz, `package.module:factory` (runs the user's code; returns an iterable of batches),
+            or an iterable of (images, labels) batches: images uint8 `[n, h, w, c]` or `[n, c, h, w]`.
+        labels: `folder` (folder names, the .npz's or the batches' labels) or `predicted` (no labels are read).
+        classes: class names in the classifier's order; folder names must be among them. None: sorted folder names.
+        seed: of the order in which files are read, so that every prefix is a fair sample.
+
+    Raises:
+        DatasetError: nothing there, a folder that is no class, missing labels.
+    """
+    if not isinstance(data, str | Path):
+        return _dataset_from_batches(data, "the given batches", labels, classes)
+    path, text = Path(data), str(data)
+    if path.is_file() and path.suffix.lower() == ".npz":
+        return _dataset_from_npz(path, labels, classes)
+    if path.is_dir():
+        return _flat_folder(path, classes, seed) if labels == "predicted" else _class_folders(path, classes, seed)
+    if not path.exists() and ":" in text:
+        return _dataset_from_batches(_call_factory(text), text, labels, classes)
+    raise DatasetError(
+        f"{text} does not exist or is no data set; expected class folders, an .npz or package.module:factory"
+    )
+
+
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """Read class names in the classifier's order: a JSON list, or one name a line.
+
+    Raises:
+        DatasetError: unreadable, empty, or names that repeat.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        names = json.loads(text) if path.suffix.lower() == ".json" else text.splitlines()
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"cannot read class names from {path}: {error}") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DatasetError(f"{path} holds no JSON list of strings; expected class names in the classifier's order")
+    cleaned = tuple(name.strip() for name in names if name.strip())
+    repeated = sorted({name for name in cleaned if cleaned.count(name) > 1}) if len(cleaned) < 5000 else []
+    if not cleaned or repeated:
+        raise DatasetError(
+            f"{path} has {len(cleaned)} class names, repeated: {repeated}; expected one a line, each once"
+        )
+    return cleaned
+
+
+def _class_folders(folder: Path, classes: tuple[str, ...] | None, seed: int) -> Dataset:
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not names:
+        raise DatasetError(
+            f"{folder} has no class folders; expected one folder of images a class. For unlabelled frames from a "
+            "robot use --labels predicted"
+        )
+    order = classes or tuple(names)
+    unknown = sorted(set(names) - set(order))
+    if unknown:
+        raise DatasetError(f"{folder} has folders {unknown[:5]} that are not among the {len(order)} class names")
+    files: list[tuple[Path, int | None]] = []
+    for name in names:
+        files += [(path, order.index(name)) for path in find_images(folder / name)]
+    return _dataset_from_files(folder, files, order, seed)
+
+
+def _flat_folder(folder: Path, classes: tuple[str, ...] | None, seed: int) -> Dataset:
+    return _dataset_from_files(folder, [(path, None) for path in find_images(folder)], classes, seed)
+
+
+def _dataset_from_files(
+    folder: Path, files: list[tuple[Path, int | None]], classes: tuple[str, ...] | None, seed: int
+) -> Dataset:
+    order = np.random.default_rng(seed).permutation(len(files))
+
+    def samples(on_unreadable: Callable[[str, str], None]) -> Iterator[Sample]:
+        for index in order:
+            path, label = files[index]
+            name = path.relative_to(folder).as_posix()
+            try:
+                yield Sample(name, load_image(path), label)
+            except UnreadableImageError as error:
+                on_unreadable(name, str(error))
+
+    return Dataset(str(folder), classes, len(files), samples)
+
+
+def _dataset_from_npz(path: Path, labels: LabelSource, classes: tuple[str, ...] | None) -> Dataset:
+    archive = open_npz(path)
+    if labels == "folder" and archive.labels is None:
+        raise DatasetError(f"{path} has no array 'labels'; add one (integers [n]), or use --labels predicted")
+
+    def samples(_: Callable[[str, str], None]) -> Iterator[Sample]:
+        for index, frame in enumerate(archive.frames()):
+            label = int(archive.labels[index]) if archive.labels is not None and labels == "folder" else None
+            yield Sample(f"{path.name}[{index}]", frame, label)
+
+    return Dataset(str(path), classes, len(archive), samples)
+
+
+def _call_factory(text: str) -> Any:
+    module_name, _, attribute = text.partition(":")
+    sys.path.insert(0, os.getcwd())
+    try:
+        return getattr(importlib.import_module(module_name), attribute)()
+    except (ImportError, AttributeError, ValueError) as error:
+        raise DatasetError(
+            f"cannot import {text!r}: {error}; expected a folder, .npz or package.module:factory"
+        ) from error
+    finally:
+        sys.path.remove(os.getcwd())
+
+
+def _dataset_from_batches(
+    batches: Iterable[tuple[Any, Any]], name: str, labels: LabelSource, classes: tuple[str, ...] | None
+) -> Dataset:
+    def samples(_: Callable[[str, str], None]) -> Iterator[Sample]:
+        index = 0
+        for batch in batches:
+            images, batch_labels = batch if isinstance(batch, tuple | list) else (batch, None)
+            if batch_labels is None and labels == "folder":
+                raise DatasetError(f"{name} gives images without labels; give (images, labels), or labels='predicted'")
+            for row, frame in enumerate(_frames(images, name)):
+                label = None if labels == "predicted" else int(batch_labels[row])
+                yield Sample(f"image {index}", frame, label)
+                index += 1
+
+    return Dataset(name, classes, None, samples)
+
+
+def _frames(images: Any, name: str) -> np.ndarray:
+    array = np.asarray(images)
+    if array.ndim == 3:
+        array = array[..., None]
+    if array.ndim == 4 and array.shape[3] not in (1, 3) and array.shape[1] in (1, 3):
+        array = array.transpose(0, 2, 3, 1)
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] not in (1, 3):
+        raise DatasetError(
+            f"{name} gives images of dtype {array.dtype} and shape {list(array.shape)}; expected raw uint8 frames "
+            "[n, h, w, c] or [n, c, h, w]: resize, crop and normalisation are part of the artifact"
+        )
+    return array

@@ -1,0 +1,224 @@
+"""Bring a classifier's ONNX file into the one form that artifacts use, or refuse it by the name of a node.
+
+Opset 19, the standard domain only, local functions inlined, no doc strings, source paths or metadata, batch
+dimension free. Files are untrusted: sizes are bounded and no path leads out of the model's folder.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import (
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    checker,
+    defs,
+    external_data_helper,
+    inliner,
+    numpy_helper,
+    version_converter,
+)
+
+from grood_edge.errors import ClassifierError
+
+__all__ = ["IR_VERSION", "OPSET", "free_batch", "load_onnx", "normal_form"]
+
+OPSET = 19  # TensorRT 10 parses it, and Q/DQ may carry float16 scales
+IR_VERSION = 9  # belongs to opset 19; onnxruntime 1.18 reads up to 10
+OLDEST_OPSET = 7  # below it, broadcasting was an attribute and no converter is reliable
+MAX_MODEL_BYTES = (2 << 30) - 1  # protobuf's own limit
+_STANDARD = ("", "ai.onnx")
+
+
+def load_onnx(path: Path) -> ModelProto:
+    """Read an .onnx file and its external data.
+
+    Raises:
+        ClassifierError: missing, damaged or too large, or external data outside the model's folder.
+    """
+    try:
+        if path.stat().st_size > MAX_MODEL_BYTES:
+            raise ClassifierError(
+                f"{path} has {path.stat().st_size:,} bytes; at most {MAX_MODEL_BYTES:,} are supported"
+            )
+        model = onnx.load_model_from_string(path.read_bytes())
+    except OSError as error:
+        raise ClassifierError(f"cannot read {path}: {error.strerror or error}") from error
+    except DecodeError as error:
+        raise ClassifierError(f"{path} is not an ONNX file, or it is damaged: {error}") from error
+    if not model.graph.node:
+        raise ClassifierError(f"{path} holds no ONNX graph; expected a trained classifier")
+    folder = path.resolve().parent
+    total = 0
+    for tensor in _external_tensors(model):
+        total += _check_external(tensor, folder)
+    if total > MAX_MODEL_BYTES:
+        raise ClassifierError(f"{path} with its external data has {total:,} bytes; at most {MAX_MODEL_BYTES:,} fit")
+    try:
+        external_data_helper.load_external_data_for_model(model, str(folder))
+    except (OSError, ValueError, checker.ValidationError) as error:
+        raise ClassifierError(f"the external data of {path} cannot be read: {error}") from error
+    return model
+
+
+def normal_form(model: ModelProto) -> ModelProto:
+    """Return the model in opset 19, inlined and stripped.
+
+    Raises:
+        ClassifierError: custom domains, training-mode batch norm, or an opset that cannot be converted.
+    """
+    result = ModelProto()
+    result.CopyFrom(model)
+    if result.functions:
+        result = inliner.inline_local_functions(result)
+    _refuse_custom_domains(result)
+    _refuse_training_mode(result)
+    result = _to_opset(result)
+    _strip(result)
+    result.ir_version = IR_VERSION
+    return result
+
+
+def free_batch(model: ModelProto) -> ModelProto:
+    """Return the model with an open batch dimension; whether that works must be tried, not assumed."""
+    result = ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    for value in (*graph.input, *graph.output):
+        dims = value.type.tensor_type.shape.dim
+        if dims:
+            dims[0].Clear()
+            dims[0].dim_param = "N"
+    graph.ClearField("value_info")
+    shapes = {node.input[1] for node in graph.node if node.op_type == "Reshape"}
+    fixed = {i.name: i for i in graph.initializer if i.name in shapes}
+    fixed |= {
+        node.output[0]: attribute.t
+        for node in graph.node
+        if node.op_type == "Constant" and node.output[0] in shapes
+        for attribute in node.attribute
+        if attribute.name == "value"
+    }
+    batch = _fixed_batch(model)
+    for tensor in fixed.values():
+        target = numpy_helper.to_array(tensor).copy()
+        if batch is not None and target.ndim == 1 and target.size > 1 and target[0] == batch:
+            target[0] = 0 if -1 in target[1:] else -1  # 0 copies the input's first dimension
+            tensor.CopyFrom(numpy_helper.from_array(target.astype(np.int64), tensor.name))
+    return result
+
+
+def _fixed_batch(model: ModelProto) -> int | None:
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    for value in model.graph.input:
+        if value.name not in initializers and value.type.tensor_type.shape.dim:
+            return value.type.tensor_type.shape.dim[0].dim_value or None
+    return None
+
+
+def _to_opset(model: ModelProto) -> ModelProto:
+    version = max((o.version for o in model.opset_import if o.domain in _STANDARD), default=0)
+    if version == OPSET:
+        return model
+    if version < OLDEST_OPSET:
+        raise ClassifierError(f"the classifier has opset {version}; at least {OLDEST_OPSET} is needed. Export it again")
+    if version > OPSET:
+        _refuse_newer_operators(model, version)
+    try:
+        return version_converter.convert_version(model, OPSET)
+    except Exception as error:  # the converter raises RuntimeError and others straight from C++
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ClassifierError(
+            f"the classifier has opset {version} and cannot be converted to {OPSET}: {reason}. "
+            f"Export it again with opset {OPSET}"
+        ) from error
+
+
+def _refuse_newer_operators(model: ModelProto, version: int) -> None:
+    for node in _nodes(model.graph):
+        try:
+            defs.get_schema(node.op_type, OPSET, "")
+        except defs.SchemaError as error:
+            raise ClassifierError(
+                f"the classifier has opset {version}, and its node {_named(node)} does not exist in opset {OPSET}, "
+                f"the newest that every supported runtime reads. Export it again with opset {OPSET}"
+            ) from error
+
+
+def _refuse_custom_domains(model: ModelProto) -> None:
+    nodes = [node for node in _nodes(model.graph) if node.domain not in _STANDARD]
+    if nodes:
+        shown = ", ".join(f"{_named(node)} ({node.domain})" for node in nodes[:5])
+        raise ClassifierError(
+            f"{len(nodes)} nodes use operators outside the ONNX standard: {shown}. "
+            "Export the classifier without custom or runtime-specific operators"
+        )
+    for node in _nodes(model.graph):
+        node.domain = ""
+
+
+def _refuse_training_mode(model: ModelProto) -> None:
+    for node in _nodes(model.graph):
+        flags = {a.name: a.i for a in node.attribute}
+        if node.op_type == "BatchNormalization" and (flags.get("training_mode") or len(node.output) > 1):
+            raise ClassifierError(
+                f"node {_named(node)} is a batch norm in training mode: its output depends on the rest of the batch. "
+                "Call model.eval() before exporting the classifier"
+            )
+
+
+def _strip(model: ModelProto) -> None:
+    """Remove what exporters leave behind: doc strings, source paths, stack traces, timestamps."""
+    for field in ("doc_string", "metadata_props", "producer_name", "producer_version", "domain", "model_version"):
+        model.ClearField(field)
+    for opset in [o for o in model.opset_import if o.domain not in _STANDARD]:
+        model.opset_import.remove(opset)
+    for graph in _graphs(model.graph):
+        for field in ("doc_string", "metadata_props", "quantization_annotation", "value_info"):
+            graph.ClearField(field)
+        for part in (*graph.node, *graph.initializer, *graph.input, *graph.output):
+            part.ClearField("doc_string")
+            part.ClearField("metadata_props")
+
+
+def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for sub in (attribute.g, *attribute.graphs):
+                if sub.node:
+                    yield from _graphs(sub)
+
+
+def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
+    for each in _graphs(graph):
+        yield from each.node
+
+
+def _named(node: NodeProto) -> str:
+    return f"{node.op_type} {node.name or node.output[0]!r}"
+
+
+def _external_tensors(model: ModelProto) -> Iterator[TensorProto]:
+    for graph in _graphs(model.graph):
+        tensors = [*graph.initializer, *(a.t for node in graph.node for a in node.attribute)]
+        yield from (t for t in tensors if external_data_helper.uses_external_data(t))
+
+
+def _check_external(tensor: TensorProto, folder: Path) -> int:
+    """Return the size of the file that holds the tensor's data; refuse it outside the model's folder."""
+    location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+    target = (folder / location).resolve()
+    if not location or not target.is_relative_to(folder) or Path(location).is_absolute():
+        raise ClassifierError(
+            f"tensor {tensor.name!r} keeps its data in {location!r}, outside the model's folder; it was not read. "
+            "Put the data file beside the .onnx"
+        )
+    if not target.is_file():
+        raise ClassifierError(f"tensor {tensor.name!r} keeps its data in {location!r}, which does not exist")
+    length = next((int(e.value) for e in tensor.external_data if e.key == "length" and e.value.isdigit()), 0)
+    return length or target.stat().st_size

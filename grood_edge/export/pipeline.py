@@ -1,0 +1,246 @@
+"""The spine: classifier -> features -> statistics -> head -> graph -> verify -> artifact."""
+
+import contextlib
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, helper
+
+from grood_edge import __version__
+from grood_edge.arrays import Frame, Frames, Logits
+from grood_edge.artifact import artifact_bytes, check_output, publish
+from grood_edge.contract import Classifier, Contract
+from grood_edge.errors import DatasetError
+from grood_edge.export.calibration import Promise
+from grood_edge.export.classifier import ClassifierGraph, ClassifierOptions, load_classifier
+from grood_edge.export.dataset import Dataset, LabelSource, open_dataset
+from grood_edge.export.diagnosis import require_plausible_classes, require_plausible_preprocessing
+from grood_edge.export.features import Reading
+from grood_edge.export.fit import FitOptions, calibrated, fit_statistics, read_passes
+from grood_edge.export.graph import attach_head, base_model
+from grood_edge.export.normal_form import OPSET
+from grood_edge.export.ood_prototype import ood_source
+from grood_edge.export.verify import (
+    Verification,
+    reopen,
+    require_equal_logits,
+    require_equal_scores,
+    run_frames,
+    verification_frames,
+)
+from grood_edge.images import UnreadableImageError, find_images, load_image
+from grood_edge.ort import open_ort
+from grood_edge.preprocessing import (
+    PRESETS,
+    Preprocessing,
+    PreprocessingOptions,
+    preprocess_frame,
+    resolve_preprocessing,
+)
+from grood_edge.probes import MAX_PROBES, make_probes, synthetic_frames
+from grood_edge.progress import Progress, silent
+from grood_edge.scoring import Head
+
+__all__ = ["ExportOptions", "ExportReport", "export_model"]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How to export. The defaults suit a classifier with class folders.
+
+    calibration_data: images the network was never trained on; None splits or cross-fits `data`.
+    classes: names in the classifier's order; None takes the sorted folder names.
+    labels: `folder`, or `predicted` for unlabelled frames. ood_prototype: `mean`, `noise` or `images:DIR`.
+    bank: k-means rows; None keeps every gradient. alpha: accepted false-alarm rate. delta: the risk that the rate
+    is above alpha after all; None is 0.05 where a promise is possible. unseen: `data` was not trained on.
+    """
+
+    calibration_data: Any = None
+    classifier: ClassifierOptions = field(default_factory=ClassifierOptions)
+    preprocessing: PreprocessingOptions = field(default_factory=PreprocessingOptions)
+    classes: tuple[str, ...] | None = None
+    labels: LabelSource = "folder"
+    ood_prototype: str = "mean"
+    bank: int | None = None
+    alpha: float = 0.05
+    delta: float | None = None
+    unseen: bool = False
+    probes: Path | None = None
+    seed: int = 0
+    force: bool = False
+    allow_unreadable: bool = False
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written, what it promises, and how it was verified."""
+
+    path: Path
+    contract: Contract
+    verification: Verification
+    unreadable: tuple[tuple[str, str], ...]
+
+
+def export_model(
+    model: Any, data: Any, out: Path | str, options: ExportOptions | None = None, progress: Progress = silent
+) -> ExportReport:
+    """Turn a trained classifier and its images into one verified ONNX file.
+
+    Args:
+        model: an nn.Module in eval mode, or a path or name (see `classifier.load_classifier`).
+        data: ID images (see `dataset.open_dataset`).
+        out: where the artifact is written; nothing is left there when anything fails.
+        options: see `ExportOptions`.
+        progress: called as the work goes on.
+
+    Raises:
+        GroodEdgeError: see `errors`; every message says what to do.
+    """
+    options = options or ExportOptions()
+    out = Path(out)
+    check_output(out, options.force)
+    fit_options = _fit_options(options)
+    dataset = open_dataset(data, options.labels, options.classes, options.seed)
+    calibration_data = _calibration_dataset(options)
+    classifier = _classifier(model, options)
+    classes = _class_names(dataset, options.classes, classifier.class_count)
+    preprocessing = resolve_preprocessing(
+        options.preprocessing, classifier.channels, (classifier.height, classifier.width)
+    )
+    base = base_model(classifier, preprocessing)
+    bare = open_ort(base.SerializeToString())
+    reading = Reading(
+        preprocessing, classifier.class_count, calibration_data is None, options.seed, options.allow_unreadable
+    )
+    passes = read_passes(dataset, calibration_data, bare, reading, progress)
+    if options.labels == "folder":
+        everything = passes.everything()
+        require_plausible_classes(everything.confusion, classes)
+        require_plausible_preprocessing(classifier, preprocessing, passes.fit.check_samples, everything.accuracy)
+    ood = ood_source(options.ood_prototype, bare, replace(reading, hold_out=False), progress)
+    progress("fitting statistics", 0, 1)
+    fitted = fit_statistics(passes, classes, ood, fit_options)
+    whole, calibration = calibrated(_attached(base, fitted.head), fitted)
+    progress("fitting statistics", 1, 1)
+    session = open_ort(whole)
+    contract = Contract(
+        classes=classes,
+        preprocessing=preprocessing,
+        classifier=_classifier_entry(classifier),
+        precision="fp32",
+        ood_prototypes=(ood.entry,),
+        bank=fitted.bank,
+        fit=fitted.fit,
+        calibration=calibration,
+        tools=tool_versions(("torch",) if classifier.source != "onnx" else ()),
+        probes=make_probes(
+            _probe_frames(options.probes, preprocessing),
+            lambda frames: run_frames(session, frames, len(frames)),
+            calibration.sorted_scores(),
+            calibration.k,
+        ),
+    )
+    frames = verification_frames(passes.fit.check_samples, preprocessing)
+    verification = require_equal_scores(session, whole, contract, frames)
+    expected = _classifier_logits(classifier, preprocessing, frames)
+    logit_error = require_equal_logits(run_frames(session, frames, 1), expected)
+    publish(artifact_bytes(whole, contract), out, options.force, check=reopen)
+    return ExportReport(out, contract, replace(verification, largest_logit_error=logit_error), passes.fit.unreadable)
+
+
+def tool_versions(extra: tuple[str, ...] = ()) -> dict[str, str]:
+    """Return the versions of the packages that had a part in an artifact."""
+    names = ("numpy", "pillow", "onnx", "onnxruntime", "onnxruntime-gpu", "scikit-learn", *extra)
+    versions = {"grood-edge": __version__}
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
+def _attached(base: ModelProto, head: Head) -> bytes:
+    """Serialise base and head, with an empty calibration that `calibrated` replaces."""
+    whole = attach_head(base, head, np.zeros(1, np.float32), 1)
+    return bytes(whole.SerializeToString(deterministic=True))
+
+
+def _fit_options(options: ExportOptions) -> FitOptions:
+    if options.calibration_data is None and not options.unseen:
+        Promise(options.alpha, options.delta, "seen-in-training", "split").usable_delta()
+    return FitOptions(
+        labels=options.labels,
+        bank=options.bank,
+        alpha=options.alpha,
+        delta=options.delta,
+        unseen=options.unseen,
+        seed=options.seed,
+    )
+
+
+def _calibration_dataset(options: ExportOptions) -> Dataset | None:
+    if options.calibration_data is None:
+        return None
+    return open_dataset(options.calibration_data, "predicted", None, options.seed)
+
+
+def _classifier(model: Any, options: ExportOptions) -> ClassifierGraph:
+    size = options.preprocessing.input_size
+    preset = PRESETS.get(options.preprocessing.preset or "")
+    if size is None and preset is not None and preset.size is not None:
+        size = (preset.size, preset.size)
+    return load_classifier(model, replace(options.classifier, input_size=size))
+
+
+def _class_names(dataset: Dataset, given: tuple[str, ...] | None, count: int) -> tuple[str, ...]:
+    names = given or dataset.classes or tuple(f"class_{i}" for i in range(count))
+    if len(names) != count:
+        what = f"{len(names)} class names were given" if given else f"{dataset.name} has {len(names)} class folders"
+        raise DatasetError(
+            f"{what}, but the classifier has {count} outputs; expected one name an output. Give all names in the "
+            "classifier's order with --classes FILE; folders may then cover a part of them"
+        )
+    return names
+
+
+def _classifier_entry(classifier: ClassifierGraph) -> Classifier:
+    return Classifier(
+        source=classifier.source,
+        layout=classifier.layout,
+        bgr=classifier.bgr,
+        batch="dynamic" if classifier.dynamic_batch else "1",
+        opset=OPSET,
+        features_tensor=classifier.features_tensor,
+        features_pooled=classifier.pooling != "none",
+        logits_tensor=classifier.logits_tensor,
+        dimension=classifier.dimension,
+    )
+
+
+def _probe_frames(folder: Path | None, preprocessing: Preprocessing) -> list[tuple[str, Frame]]:
+    if folder is None:
+        return synthetic_frames(preprocessing)
+    try:
+        paths = find_images(folder)[:MAX_PROBES]
+        return [(path.name, preprocess_frame(load_image(path), preprocessing)) for path in paths]
+    except UnreadableImageError as error:
+        raise DatasetError(f"a probe image in {folder} cannot be read: {error}") from error
+
+
+def _classifier_logits(classifier: ClassifierGraph, preprocessing: Preprocessing, frames: Frames) -> Logits:
+    """Run the bare classifier on images that NumPy normalised: independent of the artifact's own nodes."""
+    mean, std = np.array(preprocessing.mean, np.float32), np.array(preprocessing.std, np.float32)
+    images = (frames.astype(np.float32) - mean) / std
+    if classifier.bgr:
+        images = images[..., ::-1]
+    if classifier.layout == "NCHW":
+        images = images.transpose(0, 3, 1, 2)
+    images = np.ascontiguousarray(images).astype(helper.tensor_dtype_to_np_dtype(classifier.input_type))
+    model = open_ort(classifier.model.SerializeToString())
+    rows = [
+        model.run({classifier.input_name: image[None]}, [classifier.logits_tensor])[classifier.logits_tensor]
+        for image in images
+    ]
+    return np.concatenate(rows).reshape(len(frames), -1).astype(np.float32)

@@ -1,0 +1,229 @@
+"""An nn.Module, a .pt2 or a named network becomes ONNX. With `checkpoints`, the only modules that need torch.
+
+`module:factory` runs the user's own code, which is the point of it; files are opened by `checkpoints` alone.
+"""
+
+import contextlib
+import importlib
+import io
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from onnx import ModelProto
+
+from grood_edge.errors import ClassifierError, MissingExtraError
+from grood_edge.export.checkpoints import MAX_PT2_BYTES, checked_pt2, state_dict
+from grood_edge.ort import open_ort
+
+try:
+    import torch
+    from torch import nn
+except ImportError as error:
+    raise MissingExtraError("torch", "torch", "Exporting an nn.Module or .pt2") from error
+
+__all__ = ["onnx_from_torch"]
+
+TRACE_OPSET = 19
+MODULE_TOLERANCE = 1e-4  # relative to the largest logit: onnxruntime fuses batch norm into the convolutions
+_PICKLED_SUFFIXES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")
+_FORMS = "an .onnx or .pt2 file, package.module:factory, torchvision:NAME or timm:NAME"
+
+
+def onnx_from_torch(
+    model: Any, weights: Path | None, input_size: tuple[int, int] | None
+) -> tuple[ModelProto, Literal["module", "pt2"]]:
+    """Trace a torch classifier to ONNX, and check that both give the same logits.
+
+    Args:
+        model: an nn.Module, or the text that names one.
+        weights: a checkpoint for `torchvision:` and `timm:` names (a state dict).
+        input_size: (height, width) to trace with; 224x224 when None.
+
+    Raises:
+        ClassifierError: it cannot be loaded or traced, is in training mode, or changes its logits in tracing.
+    """
+    if isinstance(model, nn.Module):
+        return _trace_module(model, input_size), "module"
+    text = str(model)
+    if weights is not None and not text.startswith(("torchvision:", "timm:")):
+        raise ClassifierError(f"--weights goes with torchvision:NAME or timm:NAME; {text} loads its own weights")
+    if text.lower().endswith(".pt2"):
+        return _onnx_from_pt2(Path(text)), "pt2"
+    if text.lower().endswith(_PICKLED_SUFFIXES):
+        raise ClassifierError(
+            f"{text} is a pickled checkpoint, and unpickling runs whatever code is in it; it was not opened. "
+            "Give a factory that builds the network and loads its state dict with weights_only=True "
+            "(package.module:factory), or save the network with torch.export.save(...) as .pt2"
+        )
+    if text.startswith(("torchvision:", "timm:")):
+        return _trace_module(_named_network(text, weights), input_size), "module"
+    if ":" in text:
+        return _trace_module(_module_from_factory(text), input_size), "module"
+    raise ClassifierError(f"{text!r} is not a classifier that can be loaded; expected {_FORMS}")
+
+
+def _module_from_factory(text: str) -> nn.Module:
+    module_name, _, attribute = text.partition(":")
+    sys.path.insert(0, os.getcwd())  # as `python -m` does: a factory usually lies in the user's working folder
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ClassifierError(f"cannot import {text!r}: {error}; expected package.module:factory") from error
+    finally:
+        sys.path.remove(os.getcwd())
+    network = factory if isinstance(factory, nn.Module) else factory()
+    if not isinstance(network, nn.Module):
+        raise ClassifierError(f"{text} returned {type(network).__name__}; expected a torch.nn.Module")
+    return network
+
+
+def _named_network(text: str, weights: Path | None) -> nn.Module:
+    package, _, name = text.partition(":")
+    if weights is None:
+        raise ClassifierError(f"{text} names an architecture; give its trained state dict with --weights FILE")
+    try:
+        library = importlib.import_module("torchvision.models" if package == "torchvision" else "timm")
+    except ImportError as error:
+        raise MissingExtraError(package, package, f"Building {text}") from error
+    state = state_dict(weights)
+    classes = next((len(t) for t in reversed(list(state.values())) if isinstance(t, torch.Tensor) and t.ndim), 1000)
+    try:
+        if package == "torchvision":
+            network: nn.Module = library.get_model(name, weights=None, num_classes=classes)
+        else:
+            network = library.create_model(name, pretrained=False, num_classes=classes)
+        network.load_state_dict(state)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise ClassifierError(f"{weights} does not fit {text}: {str(error).splitlines()[0]}") from error
+    return network.eval()
+
+
+def _trace_module(network: nn.Module, input_size: tuple[int, int] | None) -> ModelProto:
+    _refuse_training(network)
+    height, width = input_size or (224, 224)
+    images = torch.randn(2, _input_channels(network), height, width, generator=torch.Generator().manual_seed(0))
+    first = next(network.parameters(), None)
+    if first is not None and first.is_floating_point():
+        images = images.to(first.dtype).to(first.device)
+    with torch.no_grad():
+        try:
+            expected = network(images)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise ClassifierError(
+                f"the network does not accept images of shape {list(images.shape)}: {str(error).splitlines()[0]}. "
+                "Give its input size with --input-size"
+            ) from error
+    if not isinstance(expected, torch.Tensor):
+        count = len(expected) if hasattr(expected, "__len__") else 1
+        raise ClassifierError(
+            f"the network returns {type(expected).__name__} with {count} outputs; expected one tensor, the logits. "
+            "Wrap it in a module that returns the logits alone"
+        )
+    model = _export(network, images)
+    _compare(model, images.float().cpu().numpy(), expected.float().cpu().numpy())
+    return model
+
+
+def _refuse_training(network: nn.Module) -> None:
+    for name, part in network.named_modules():
+        if part.training and isinstance(part, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd):
+            raise ClassifierError(
+                f"layer {name!r} ({type(part).__name__}) is in training mode: its output is not the trained network's. "
+                "Call .eval() on the network before handing it over"
+            )
+
+
+def _input_channels(network: nn.Module) -> int:
+    """Read 1 or 3 from the first convolution; 3 when there is none."""
+    for part in network.modules():
+        if isinstance(part, nn.Conv2d):
+            return part.in_channels if part.in_channels in (1, 3) else 3
+    return 3
+
+
+def _export(network: nn.Module, images: torch.Tensor) -> ModelProto:
+    """Trace with an open batch dimension; where the network forbids that, with batch 1 (freed later, if it works)."""
+    attempts: list[tuple[torch.Tensor, Any]] = [(images, ({0: torch.export.Dim("N")},)), (images[:1], None)]
+    for index, (example, shapes) in enumerate(attempts):
+        try:
+            with _quiet():
+                program = torch.onnx.export(
+                    network, (example,), dynamo=True, opset_version=TRACE_OPSET, dynamic_shapes=shapes, verbose=False
+                )
+        except Exception as error:  # tracing runs arbitrary user code; anything can come out of it
+            if index + 1 == len(attempts):
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                raise ClassifierError(f"the network cannot be traced to ONNX: {reason}") from error
+            continue
+        break
+    assert program is not None
+    model: ModelProto = program.model_proto
+    return model
+
+
+def _compare(model: ModelProto, images: np.ndarray, expected: np.ndarray) -> None:
+    session = open_ort(model.SerializeToString())
+    (name,) = session.inputs
+    step = 1 if session.inputs[name][0] == 1 else len(images)
+    dtype = np.float16 if model.graph.input[0].type.tensor_type.elem_type == 10 else np.float32
+    rows = [session.run({name: images[i : i + step].astype(dtype)}) for i in range(0, len(images), step)]
+    logits = np.concatenate([next(iter(row.values())) for row in rows]).astype(np.float64)
+    limit = MODULE_TOLERANCE * max(1.0, float(np.abs(expected).max()))
+    error = float(np.abs(logits - expected).max())
+    if not error <= limit:
+        raise ClassifierError(
+            f"the traced network's logits differ by {error:.1e} from the module's (at most {limit:.1e} was expected): "
+            "tracing changed it, or it gives NaN. Check for data-dependent control flow and random layers"
+        )
+
+
+def _onnx_from_pt2(path: Path) -> ModelProto:
+    try:
+        size = path.stat().st_size
+        if size > MAX_PT2_BYTES:
+            raise ClassifierError(f"{path} has {size:,} bytes; at most {MAX_PT2_BYTES:,} are read")
+        clean = checked_pt2(path.read_bytes(), str(path))
+    except OSError as error:
+        raise ClassifierError(f"cannot read {path}: {error.strerror or error}") from error
+    try:
+        with _quiet():
+            program = torch.export.load(io.BytesIO(clean))
+    except Exception as error:  # torch's deserialiser raises many kinds on damaged files
+        raise ClassifierError(f"{path} cannot be loaded by torch {torch.__version__}: {_first(error)}") from error
+    for node in program.graph.nodes:
+        if "batch_norm" in str(node.target) and True in node.args[5:6]:
+            raise ClassifierError(
+                f"{path} was exported with batch norm in training mode; call .eval() and export again"
+            )
+    try:
+        with _quiet():
+            traced = torch.onnx.export(program, (), dynamo=True, opset_version=TRACE_OPSET, verbose=False)
+    except Exception as error:  # tracing can fail in any operator
+        raise ClassifierError(f"{path} cannot be converted to ONNX: {_first(error)}") from error
+    assert traced is not None
+    model: ModelProto = traced.model_proto
+    return model
+
+
+def _first(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' log lines and deprecation notes, which are about themselves, off the user's terminal."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

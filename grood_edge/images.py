@@ -1,0 +1,162 @@
+"""Images from files, folders, globs and .npz archives, as uint8 frames, one at a time. They are untrusted input."""
+
+import contextlib
+import glob
+import os
+import warnings
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from grood_edge.arrays import Frame
+from grood_edge.errors import DatasetError
+
+__all__ = ["IMAGE_SUFFIXES", "NpzImages", "UnreadableImageError", "find_images", "load_image", "open_npz"]
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+MAX_LABELS = 50_000_000
+MAX_PIXELS = 89_478_485  # Pillow's own bound against decompression bombs (an 8k frame has 33 million)
+_EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "La", "RGBa", "HSV", "LAB")
+
+
+class UnreadableImageError(Exception):
+    """One image that cannot be decoded; callers count and report it by name."""
+
+
+def load_image(path: Path) -> Frame:
+    """Decode one image to uint8 `[h, w, 3]` RGB, or `[h, w, 1]` when the file itself is grey.
+
+    EXIF orientation is applied; alpha is dropped, as torchvision's and Keras's loaders do.
+
+    Raises:
+        UnreadableImageError: corrupt, animated, too large, or not 8 bits a channel.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the size is checked right below; the rest is the decoder's chatter
+            image = Image.open(path)
+        with image:
+            if (count := getattr(image, "n_frames", 1)) > 1:
+                raise UnreadableImageError(f"animated: {count} frames")
+            if image.width * image.height > MAX_PIXELS:
+                raise UnreadableImageError(f"{image.width}x{image.height} pixels; at most {MAX_PIXELS:,} are decoded")
+            if image.mode not in _EIGHT_BIT_MODES:
+                raise UnreadableImageError(f"mode {image.mode} is not 8 bits a channel")
+            upright = ImageOps.exif_transpose(image)
+            grey = upright.mode in ("1", "L", "LA", "La")
+            pixels = np.asarray(upright.convert("L" if grey else "RGB"), dtype=np.uint8)
+    except UnreadableImageError:
+        raise
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, OverflowError, MemoryError) as error:
+        raise UnreadableImageError(str(error) or type(error).__name__) from error
+    except Image.DecompressionBombError as error:
+        raise UnreadableImageError(str(error)) from error
+    return pixels[..., None] if grey else pixels
+
+
+def find_images(source: str | Path) -> list[Path]:
+    """List the image files of a file, a folder (searched recursively) or a glob pattern, sorted by path.
+
+    Raises:
+        DatasetError: nothing is there, or no image is in it.
+    """
+    path = Path(source)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        files = [Path(folder) / name for folder, _, names in os.walk(path) for name in names if _is_image(name)]
+        found = "contains no image file"
+    else:
+        files = [Path(name) for name in glob.glob(str(source), recursive=True) if _is_image(name)]
+        found = "does not exist and matches no image file"
+    if not files:
+        raise DatasetError(f"{source} {found}; expected images ending in {', '.join(IMAGE_SUFFIXES)}")
+    return sorted(files)
+
+
+@dataclass(frozen=True)
+class NpzImages:
+    """An .npz with `images` uint8 `[n, h, w]` or `[n, h, w, c]` and, optionally, integer `labels` `[n]`.
+
+    Opened by reading headers only; the images are streamed, never held together.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    labels: np.ndarray | None
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return self.shape[0]
+
+    def frames(self) -> Iterator[Frame]:
+        """Iterate over the images as uint8 `[h, w, c]`.
+
+        Raises:
+            DatasetError: the archive ends before its header says so.
+        """
+        h, w, c = (*self.shape[1:], 1)[:3]
+        with zipfile.ZipFile(self.path) as archive, archive.open("images.npy") as file:
+            _read_header(file)
+            for index in range(len(self)):
+                raw = _read_exactly(file, h * w * c)
+                if len(raw) != h * w * c:
+                    raise DatasetError(f"{self.path} is truncated at image {index} of {len(self)}")
+                yield np.frombuffer(raw, dtype=np.uint8).reshape(h, w, c)
+
+
+def open_npz(path: Path) -> NpzImages:
+    """Open an .npz archive of images without reading the images.
+
+    Raises:
+        DatasetError: not an .npz, no `images`, another dtype or shape, or pickled content.
+    """
+    expected = "expected images uint8 [n, h, w] or [n, h, w, c] (c 1 or 3) and, optionally, integer labels [n]"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            with archive.open("images.npy") as file:
+                shape, fortran, dtype = _read_header(file)
+            labels = None
+            if "labels.npy" in archive.namelist():
+                with archive.open("labels.npy") as file:
+                    labels = _read_labels(file, shape[0] if shape else 0)
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise DatasetError(f"{path} cannot be read as .npz ({error}); {expected}") from error
+    good_shape = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))
+    if dtype != np.uint8 or fortran or not good_shape or 0 in shape or np.prod(shape[1:3]) > MAX_PIXELS:
+        raise DatasetError(f"{path} holds images of dtype {dtype} and shape {list(shape)}; {expected}, C order")
+    return NpzImages(path, shape, labels)
+
+
+def _read_labels(file: object, count: int) -> np.ndarray:
+    shape, _, dtype = _read_header(file)
+    if shape != (count,) or dtype.kind not in "iu" or count > MAX_LABELS:
+        raise ValueError(f"labels of dtype {dtype} and shape {list(shape)} for {count} images")
+    raw = _read_exactly(file, count * dtype.itemsize)
+    return np.frombuffer(raw, dtype=dtype).astype(np.int64)
+
+
+def _read_header(file: object) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(file)  # type: ignore[arg-type]
+    if version == (1, 0):
+        header = np.lib.format.read_array_header_1_0(file, max_header_size=10_000)  # type: ignore[arg-type]
+    else:
+        header = np.lib.format.read_array_header_2_0(file, max_header_size=10_000)  # type: ignore[arg-type]
+    shape, fortran, dtype = header
+    return tuple(int(size) for size in shape), bool(fortran), dtype
+
+
+def _read_exactly(file: object, count: int) -> bytes:
+    data = bytearray()
+    with contextlib.suppress(EOFError):
+        while len(data) < count and (part := file.read(count - len(data))):  # type: ignore[attr-defined]
+            data += part
+    return bytes(data)
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES) and not os.path.basename(name).startswith(".")

@@ -1,0 +1,183 @@
+"""Probes: small lossless frames with the outputs they gave at export, so that any machine can check itself.
+
+They are synthetic by default, because real frames may be private.
+"""
+
+import base64
+import io
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from grood_edge.arrays import Frame, Frames, Scores
+from grood_edge.contract import Contract, Probe
+from grood_edge.errors import ArtifactError, VerificationError
+from grood_edge.outputs import Outputs
+from grood_edge.preprocessing import Preprocessing
+
+__all__ = ["ProbeReport", "ProbeRow", "decode_png", "make_probes", "replay_probes", "synthetic_frames"]
+
+MAX_PROBE_BYTES = 512 << 10  # of PNG, for all probes together
+MAX_PROBES = 16
+MARGIN = 0.01  # a probe lies at least this far from the threshold and from another class, so that no device flips it
+
+# Largest accepted |ood_score - expected| by provider. cpu: other kernels sum in another order, 1e-5 seen, times ten
+# for features that lie near a bank row. cuda: convolutions may use TF32, which keeps 10 bits of mantissa.
+SCORE_TOLERANCE = {"cpu": 1e-3, "cuda": 2e-2, "replay": 0.0}
+
+
+@dataclass(frozen=True)
+class ProbeRow:
+    """One probe on this machine: expected and actual score, and whether class, decision or validity differ."""
+
+    name: str
+    expected_score: float
+    ood_score: float
+    flipped: bool
+
+    @property
+    def error(self) -> float:
+        """Absolute difference of the scores."""
+        return abs(self.ood_score - self.expected_score)
+
+
+@dataclass(frozen=True)
+class ProbeReport:
+    """All probes on one provider."""
+
+    provider: str
+    tolerance: float
+    rows: tuple[ProbeRow, ...]
+
+    @property
+    def largest_error(self) -> float:
+        """Largest score error over all probes."""
+        return max((row.error for row in self.rows), default=float("inf"))
+
+    @property
+    def flips(self) -> int:
+        """Number of probes whose class, decision or validity differs."""
+        return sum(row.flipped for row in self.rows)
+
+    @property
+    def passed(self) -> bool:
+        """True when there are probes, none flipped, and every score is within the tolerance."""
+        return bool(self.rows) and self.flips == 0 and self.largest_error <= self.tolerance
+
+
+def replay_probes(contract: Contract, run: Callable[[Frames], Outputs], provider: str) -> ProbeReport:
+    """Run every probe, alone and (where the batch is open) in pairs, and compare with the contract.
+
+    Raises:
+        ArtifactError: a probe's picture is damaged or has another size than the graph's input.
+    """
+    frames = [decode_png(probe.png, contract.preprocessing) for probe in contract.probes]
+    singles = [run(frame[None]) for frame in frames]
+    rows = [_row(probe, outputs, 0) for probe, outputs in zip(contract.probes, singles, strict=True)]
+    if contract.classifier.batch == "dynamic" and len(frames) > 1:
+        for index in range(len(frames) - 1):
+            outputs = run(np.stack(frames[index : index + 2]))
+            rows += [_row(contract.probes[index + i], outputs, i) for i in range(2)]
+    return ProbeReport(provider, SCORE_TOLERANCE[provider], tuple(rows))
+
+
+def make_probes(
+    frames: Iterable[tuple[str, Frame]], run: Callable[[Frames], Outputs], scores: Scores, rank: int
+) -> tuple[Probe, ...]:
+    """Record probes from frames of the graph's input size, up to 512 KB and 16 of them.
+
+    Frames that lie within rounding of the threshold, or of another class, or that are not valid, are left out:
+    a correct device may decide them differently.
+
+    Raises:
+        VerificationError: no frame is left.
+    """
+    threshold = float(scores[scores.size - rank])
+    probes: list[Probe] = []
+    budget = MAX_PROBE_BYTES
+    for name, frame in frames:
+        png = encode_png(frame)
+        outputs = run(frame[None])
+        best, second = np.sort(outputs.logits[0])[[-1, -2]]
+        close = abs(float(outputs.ood_score[0]) - threshold) < MARGIN or best - second < MARGIN
+        if len(png) > budget or len(probes) == MAX_PROBES or close or not outputs.valid[0]:
+            continue
+        budget -= len(png)
+        probes.append(
+            Probe(
+                name=name,
+                png=png,
+                logits=tuple(float(v) for v in outputs.logits[0]),
+                class_id=int(outputs.class_id[0]),
+                ood_score=float(outputs.ood_score[0]),
+                p_value=float(outputs.p_value[0]),
+                is_ood=bool(outputs.is_ood[0]),
+                valid=True,
+            )
+        )
+    if not probes:
+        raise VerificationError(
+            "no probe frame is decided clearly enough to be a test vector; give some clear images with --probes DIR"
+        )
+    return tuple(probes)
+
+
+def synthetic_frames(preprocessing: Preprocessing) -> list[tuple[str, Frame]]:
+    """Return ten patterns of the graph's input size, uint8 `[h, w, c]`, that compress well as PNG."""
+    h, w, c = preprocessing.height, preprocessing.width, preprocessing.channels
+    y, x = np.mgrid[0:h, 0:w].astype(np.float64)
+    y, x = y / max(1, h - 1), x / max(1, w - 1)
+    patterns: dict[str, Any] = {
+        "black": (0 * x, 0 * x, 0 * x),
+        "white": (1 + 0 * x, 1 + 0 * x, 1 + 0 * x),
+        "grey": (0.5 + 0 * x, 0.5 + 0 * x, 0.5 + 0 * x),
+        "horizontal ramp": (x, x, x),
+        "vertical ramp": (1 - y, y, 0.5 + 0 * x),
+        "checkerboard": (((x * 8 // 1) + (y * 8 // 1)) % 2,) * 3,
+        "stripes": ((x * 16 // 1) % 2, 1 - (x * 16 // 1) % 2, 0.3 + 0 * x),
+        "disc": ((np.hypot(x - 0.5, y - 0.5) < 0.3) * 0.9, 0.2 + 0 * x, 0.6 + 0 * x),
+        "ring": ((np.abs(np.hypot(x - 0.5, y - 0.5) - 0.3) < 0.08) * 1.0,) * 3,
+        "coarse blocks": _blocks(h, w),
+    }
+    return [
+        (name, np.rint(255 * np.stack(channels[:c], axis=-1)).astype(np.uint8)) for name, channels in patterns.items()
+    ]
+
+
+def encode_png(frame: Frame) -> str:
+    """Return a uint8 frame `[h, w, c]` as a base64 PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(frame[..., 0] if frame.shape[2] == 1 else frame).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def decode_png(text: str, preprocessing: Preprocessing) -> Frame:
+    """Inverse of `encode_png`.
+
+    Raises:
+        ArtifactError: not a PNG of exactly the graph's input size.
+    """
+    expected = (preprocessing.width, preprocessing.height)
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"]) as image:
+            if image.size != expected or image.mode != ("L" if preprocessing.channels == 1 else "RGB"):
+                raise ArtifactError(f"a probe is {image.mode} {image.size}; expected {expected}. Export again")
+            pixels = np.asarray(image, dtype=np.uint8)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ArtifactError(f"a probe's picture cannot be decoded ({error}); the artifact is damaged") from error
+    return pixels.reshape(preprocessing.height, preprocessing.width, preprocessing.channels)
+
+
+def _row(probe: Probe, outputs: Outputs, index: int) -> ProbeRow:
+    actual = (int(outputs.class_id[index]), bool(outputs.is_ood[index]), bool(outputs.valid[index]))
+    expected = (probe.class_id, probe.is_ood, probe.valid)
+    return ProbeRow(probe.name, probe.ood_score, float(outputs.ood_score[index]), actual != expected)
+
+
+def _blocks(h: int, w: int) -> tuple[np.ndarray, ...]:
+    coarse = np.random.default_rng(0).random((3, 8, 8))
+    rows, columns = np.arange(h) * 8 // h, np.arange(w) * 8 // w
+    return tuple(channel[np.ix_(rows, columns)] for channel in coarse)
