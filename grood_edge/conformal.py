@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from grood_edge.arrays import Scores
+from grood_edge.arrays import IdScores, Scores
 from grood_edge.errors import CalibrationError
 
 __all__ = ["count_at_least", "largest_rank", "least_calibration_images", "p_values", "rank_for"]
@@ -60,7 +60,7 @@ def rank_for(alpha: float, delta: float | None, n: int) -> int:
     )
 
 
-def count_at_least(calibration_scores: Scores, scores: Scores) -> np.ndarray:
+def count_at_least(calibration_scores: IdScores, scores: Scores) -> np.ndarray:
     """Count, for each score, the calibration scores that are greater or equal: int64 `[n]`.
 
     `calibration_scores` is sorted, ascending.
@@ -68,7 +68,7 @@ def count_at_least(calibration_scores: Scores, scores: Scores) -> np.ndarray:
     return calibration_scores.size - np.searchsorted(calibration_scores, scores, side="left")
 
 
-def p_values(calibration_scores: Scores, scores: Scores) -> Scores:
+def p_values(calibration_scores: IdScores, scores: Scores) -> Scores:
     """Conformal p-value of each score: (1 + #{S_i >= S}) / (n + 1), small = OOD; ties counted, never interpolated.
 
     `calibration_scores` is sorted, ascending.

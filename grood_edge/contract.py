@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import numpy as np
 
-from grood_edge.arrays import Scores
+from grood_edge.arrays import IdScores
 from grood_edge.errors import ArtifactError
 from grood_edge.preprocessing import Preprocessing
 
@@ -112,7 +112,7 @@ class Calibration:
     data_digest: str
     quantiles: tuple[float, ...]
 
-    def sorted_scores(self) -> Scores:
+    def sorted_scores(self) -> IdScores:
         """Return the n calibration scores, float32 `[n]`, ascending."""
         return decode_scores(self.scores)
 
@@ -185,12 +185,12 @@ def contract_from_json(text: str) -> tuple[Contract, dict[str, str]]:
     return contract, digests
 
 
-def encode_scores(scores: Scores) -> str:
+def encode_scores(scores: IdScores) -> str:
     """Return base64 of the scores as sorted little-endian float32."""
     return base64.b64encode(np.sort(scores).astype("<f4").tobytes()).decode("ascii")
 
 
-def decode_scores(text: str) -> Scores:
+def decode_scores(text: str) -> IdScores:
     """Inverse of `encode_scores`.
 
     Raises:
@@ -198,7 +198,7 @@ def decode_scores(text: str) -> Scores:
     """
     try:
         raw = base64.b64decode(text, validate=True)
-        scores: Scores = np.frombuffer(raw, dtype="<f4").astype(np.float32)
+        scores: IdScores = np.frombuffer(raw, dtype="<f4").astype(np.float32)
     except ValueError as error:
         raise ArtifactError(f"the contract's calibration scores cannot be decoded: {error}") from error
     if not np.isfinite(scores).all() or (np.diff(scores) < 0).any():

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from grood_edge.arrays import Frame
+from grood_edge.arrays import Frame, InputFrame
 from grood_edge.errors import FrameError, UsageError
 
 __all__ = ["PRESETS", "Preprocessing", "preprocess_frame", "resolve_preprocessing"]
@@ -148,7 +148,7 @@ def resolve_preprocessing(
     )
 
 
-def preprocess_frame(frame: Frame, preprocessing: Preprocessing) -> Frame:
+def preprocess_frame(frame: Frame, preprocessing: Preprocessing) -> InputFrame:
     """Return the frame resized, cropped and colour-converted: uint8 `[height, width, channels]`, C-contiguous.
 
     `frame` is uint8 `[h, w, 3]` (RGB), `[h, w, 1]` or `[h, w]` (grey), any size. Grey frames are repeated to

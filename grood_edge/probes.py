@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from grood_edge.arrays import Frame, Frames, Scores
+from grood_edge.arrays import Frames, IdScores, InputFrame
 from grood_edge.contract import Contract, Probe
 from grood_edge.errors import ArtifactError, VerificationError
 from grood_edge.outputs import Outputs
@@ -85,7 +85,7 @@ def replay_probes(contract: Contract, run: Callable[[Frames], Outputs], provider
 
 
 def make_probes(
-    frames: Iterable[tuple[str, Frame]], run: Callable[[Frames], Outputs], scores: Scores, rank: int
+    frames: Iterable[tuple[str, InputFrame]], run: Callable[[Frames], Outputs], scores: IdScores, rank: int
 ) -> tuple[Probe, ...]:
     """Record probes from frames of the graph's input size, up to 512 KB and 16 of them.
 
@@ -125,7 +125,7 @@ def make_probes(
     return tuple(probes)
 
 
-def synthetic_frames(preprocessing: Preprocessing) -> list[tuple[str, Frame]]:
+def synthetic_frames(preprocessing: Preprocessing) -> list[tuple[str, InputFrame]]:
     """Return ten patterns of the graph's input size, uint8 `[h, w, c]`, that compress well as PNG."""
     h, w, c = preprocessing.height, preprocessing.width, preprocessing.channels
     y, x = np.mgrid[0:h, 0:w].astype(np.float64)
@@ -147,14 +147,14 @@ def synthetic_frames(preprocessing: Preprocessing) -> list[tuple[str, Frame]]:
     ]
 
 
-def encode_png(frame: Frame) -> str:
+def encode_png(frame: InputFrame) -> str:
     """Return a uint8 frame `[h, w, c]` as a base64 PNG."""
     buffer = io.BytesIO()
     Image.fromarray(frame[..., 0] if frame.shape[2] == 1 else frame).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def decode_png(text: str, preprocessing: Preprocessing) -> Frame:
+def decode_png(text: str, preprocessing: Preprocessing) -> InputFrame:
     """Inverse of `encode_png`.
 
     Raises:

@@ -1,15 +1,10 @@
-"""How long work tells how far it is: a callable that the caller may hand in."""
+"""How long work tells how far it is: a callable that the caller may hand in, and the CLI draws bars with."""
 
-from typing import Protocol
+from collections.abc import Callable
 
 __all__ = ["Progress", "silent"]
 
-
-class Progress(Protocol):
-    """Called as work goes on; the CLI draws bars with it."""
-
-    def __call__(self, label: str, done: int, total: int | None) -> None:
-        """Say that `done` of `total` items (None: unknown) of the step `label` are done."""
+Progress = Callable[[str, int, int | None], None]  # label of the step, items done, items in all (None: unknown)
 
 
 def silent(label: str, done: int, total: int | None) -> None:

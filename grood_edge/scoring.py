@@ -115,6 +115,6 @@ def _log_s_and_gap(g: Gradients, ood_head: OodHead) -> tuple[Scores64, Scores64]
     return log_distance[rows, nearest], gap[rows, nearest]
 
 
-def _distances(features: Features64, prototypes: Prototypes) -> Features64:
+def _distances(features: Features64, prototypes: Prototypes) -> np.ndarray:
     # Row by row of the prototypes: direct differences have no cancellation, and memory stays at n x d.
     return np.stack([np.sqrt(((features - p) ** 2).sum(axis=1)) for p in prototypes], axis=1)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from grood_edge import wire
-from grood_edge.arrays import Scores
+from grood_edge.arrays import IdScores
 from grood_edge.errors import ArtifactError
 from grood_edge.scoring import Head, OodHead
 
@@ -68,7 +68,7 @@ def head_tensors(head: Head) -> dict[str, np.ndarray]:
     return tensors
 
 
-def calibration_tensors(sorted_scores: Scores, rank: int) -> dict[str, np.ndarray]:
+def calibration_tensors(sorted_scores: IdScores, rank: int) -> dict[str, np.ndarray]:
     """Return the decision's initializers: calibration scores float32 `[n]` ascending, k int32, n + 1 float32."""
     return {
         CALIBRATION_SCORES: sorted_scores.astype(np.float32),

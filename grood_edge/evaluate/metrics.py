@@ -5,18 +5,18 @@ import math
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from grood_edge.arrays import Scores
+from grood_edge.arrays import IdScores, Scores
 
 __all__ = ["auroc", "beta_binomial_band", "fpr95"]
 
 
-def auroc(id_scores: Scores, ood_scores: Scores) -> float:
+def auroc(id_scores: IdScores, ood_scores: Scores) -> float:
     """Return the probability that an OOD image scores higher than an ID image, 0..1; ties count one half."""
     labels = np.concatenate([np.zeros(id_scores.size), np.ones(ood_scores.size)])
     return float(roc_auc_score(labels, np.concatenate([id_scores, ood_scores])))
 
 
-def fpr95(id_scores: Scores, ood_scores: Scores) -> float:
+def fpr95(id_scores: IdScores, ood_scores: Scores) -> float:
     """Return FPR95: the share of OOD accepted when 95 % of ID is accepted, 0..1."""
     threshold = np.sort(id_scores)[math.ceil(0.95 * id_scores.size) - 1]
     return float((ood_scores <= threshold).mean())

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from grood_edge.arrays import Features, Frame, Frames, Labels, Prototypes
+from grood_edge.arrays import ClassCounts, Features, Frames, InputFrame, Labels, Prototypes
 from grood_edge.errors import ClassifierError, DatasetError
 from grood_edge.export.dataset import Dataset, Sample
 from grood_edge.ort import OrtModel
@@ -39,7 +39,7 @@ class FeatureTable:
     labels: Labels
     predictions: Labels
     class_sums: Prototypes
-    class_counts: Labels
+    class_counts: ClassCounts
     images: int
     confusion: Counter[tuple[int, int]]
 
@@ -197,7 +197,7 @@ def _batches(
     samples: Iterator[Sample], preprocessing: Preprocessing, size: int, class_count: int
 ) -> Iterator[tuple[list[Sample], Frames]]:
     group: list[Sample] = []
-    frames: list[Frame] = []
+    frames: list[InputFrame] = []
     for sample in samples:
         if sample.label is not None and not 0 <= sample.label < class_count:
             raise DatasetError(f"{sample.name} has label {sample.label}, but the classifier has {class_count} classes")

@@ -7,7 +7,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, checker, co
 
 from grood_edge import __version__
 from grood_edge import stored_head as stored
-from grood_edge.arrays import Scores
+from grood_edge.arrays import IdScores
 from grood_edge.export.classifier import ClassifierGraph
 from grood_edge.export.head import DECISION_OUTPUTS, head_constants, head_nodes
 from grood_edge.export.normal_form import IR_VERSION, OPSET
@@ -40,7 +40,7 @@ def base_model(classifier: ClassifierGraph, preprocessing: Preprocessing) -> Mod
     )
 
 
-def attach_head(base: ModelProto, head: Head, calibration_scores: Scores, rank: int) -> ModelProto:
+def attach_head(base: ModelProto, head: Head, calibration_scores: IdScores, rank: int) -> ModelProto:
     """Return the whole graph: the base model with the head and its statistics."""
     tensors = stored.head_tensors(head) | stored.calibration_tensors(calibration_scores, rank)
     batch_dim = base.graph.output[0].type.tensor_type.shape.dim[0]

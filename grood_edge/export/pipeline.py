@@ -10,7 +10,7 @@ import numpy as np
 from onnx import ModelProto, helper
 
 from grood_edge import __version__
-from grood_edge.arrays import Frame, Frames, Logits
+from grood_edge.arrays import Frames, InputFrame, Logits
 from grood_edge.artifact import artifact_bytes, check_output, publish
 from grood_edge.contract import Classifier, Contract
 from grood_edge.errors import DatasetError
@@ -219,7 +219,7 @@ def _classifier_entry(classifier: ClassifierGraph) -> Classifier:
     )
 
 
-def _probe_frames(folder: Path | None, preprocessing: Preprocessing) -> list[tuple[str, Frame]]:
+def _probe_frames(folder: Path | None, preprocessing: Preprocessing) -> list[tuple[str, InputFrame]]:
     if folder is None:
         return synthetic_frames(preprocessing)
     try:

@@ -1,6 +1,6 @@
 """The seam between a session and whatever runs the graph: onnxruntime, a recording, later TensorRT."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from grood_edge.arrays import Frames
 from grood_edge.outputs import Outputs
@@ -8,6 +8,7 @@ from grood_edge.outputs import Outputs
 __all__ = ["Backend"]
 
 
+@runtime_checkable
 class Backend(Protocol):
     """Runs an artifact's graph. A Protocol because users bring their own, and tests run without hardware."""
 
