@@ -8,7 +8,7 @@ import errno
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,16 @@ from grood_edge.contract import Contract, contract_from_json
 from grood_edge.errors import ArtifactError, OutputError
 from grood_edge.stored_head import refuse_external_data
 
-__all__ = ["CONTRACT_KEY", "Artifact", "artifact_bytes", "check_output", "graph_digest", "publish", "read_artifact"]
+__all__ = [
+    "CONTRACT_KEY",
+    "Artifact",
+    "artifact_bytes",
+    "check_output",
+    "graph_digest",
+    "publish",
+    "published",
+    "read_artifact",
+]
 
 CONTRACT_KEY = "grood_edge.contract"
 MAX_ARTIFACT_BYTES = (2 << 30) - 1  # protobuf's own limit
@@ -127,30 +136,43 @@ def publish(data: bytes, path: Path, force: bool, check: Callable[[Path], None] 
     Raises:
         OutputError: the file cannot be written, or `path` exists and `force` is not set.
     """
-    check_output(path, force)
-    target = path.resolve()
-    temporary = ""
-    try:
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-            temporary = file.name
+    with published(path, force) as temporary:
+        with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        check(Path(temporary))
-        os.chmod(temporary, 0o666 & ~_umask())
+        check(temporary)
+
+
+@contextlib.contextmanager
+def published(path: Path, force: bool) -> Iterator[Path]:
+    """Hand out a temporary path beside `path`; rename it when the block ends well, remove it when it does not.
+
+    Raises:
+        OutputError: the file cannot be written, or `path` exists and `force` is not set.
+    """
+    check_output(path, force)
+    target = path.resolve()
+    temporary: Path | None = None
+    try:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
+        temporary = Path(name)
+        os.close(handle)
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
         if force:
-            os.replace(temporary, target)
+            temporary.replace(target)
         else:
             _move_without_replacing(temporary, target)
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
         raise OutputError(f"cannot write {path}: {reason}; nothing was changed") from error
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
-def _move_without_replacing(temporary: str, target: Path) -> None:
+def _move_without_replacing(temporary: Path, target: Path) -> None:
     try:
         os.link(temporary, target)  # unlike a rename, a link never replaces a file that appeared meanwhile
     except OSError as error:

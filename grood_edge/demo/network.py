@@ -51,7 +51,7 @@ def trained_network(train: Path, seed: int = 0, progress: Progress = silent) -> 
         network = DigitNetwork(len(names)).train()
         optimiser = torch.optim.Adam(network.parameters(), lr=3e-3)
         for epoch in range(EPOCHS):
-            for rows in torch.split(torch.randperm(len(images)), BATCH):  # type: ignore[no-untyped-call]
+            for rows in torch.split(torch.randperm(len(images)), BATCH):
                 loss = nn.functional.cross_entropy(network(images[rows]), labels[rows])
                 optimiser.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]

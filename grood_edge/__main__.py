@@ -1,0 +1,5 @@
+"""`python -m grood_edge`."""
+
+from grood_edge.cli import main
+
+main()

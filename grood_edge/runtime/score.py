@@ -1,0 +1,201 @@
+"""Score files, folders, globs and .npz archives: one row an image, streamed to JSON lines, CSV or Parquet."""
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from grood_edge.arrays import Frame, InputFrame
+from grood_edge.artifact import published
+from grood_edge.errors import DatasetError, MissingExtraError, UsageError
+from grood_edge.images import UnreadableImageError, find_images, load_image, open_npz
+from grood_edge.preprocessing import Preprocessing, preprocess_frame
+from grood_edge.progress import Progress, silent
+from grood_edge.runtime.session import Session
+
+__all__ = ["ScoreRow", "ScoreSummary", "row_writer", "score_images"]
+
+UNREADABLE_LIMIT = 0.01
+_PARQUET_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """One image. `logit_margin` is the largest logit less the second, None where the logits are not finite."""
+
+    path: str
+    class_id: int
+    class_name: str
+    logit_margin: float | None
+    ood_score: float
+    p_value: float
+    is_ood: bool
+    valid: bool
+
+
+@dataclass(frozen=True)
+class ScoreSummary:
+    """Counts over all rows; `unreadable` holds (path, reason)."""
+
+    images: int
+    flagged: int
+    invalid: int
+    classes: dict[str, int]
+    unreadable: tuple[tuple[str, str], ...]
+
+    @property
+    def flagged_share(self) -> float:
+        """Share of the images with `is_ood`."""
+        return self.flagged / max(1, self.images)
+
+
+Write = Callable[[ScoreRow], None]
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """Images a batch, and whether more than 1 % unreadable images are an error."""
+
+    batch_size: int = 32
+    allow_unreadable: bool = False
+
+
+def score_images(
+    session: Session,
+    sources: Iterable[str | Path],
+    write: Write,
+    options: ScoreOptions | None = None,
+    progress: Progress = silent,
+) -> ScoreSummary:
+    """Score every image of the sources, in order, and hand each row to `write`.
+
+    Raises:
+        DatasetError: a source is missing or empty, or more than 1 % of the images are unreadable.
+        BackendError: the device failed.
+    """
+    options = options or ScoreOptions()
+    if options.batch_size < 1:
+        raise UsageError(f"--batch-size {options.batch_size}; expected a number from 1")
+    parts = [_open_source(source) for source in sources]
+    total = sum(count for count, _ in parts)
+    unreadable: list[tuple[str, str]] = []
+    classes: Counter[str] = Counter()
+    flagged = invalid = done = 0
+    for names, frames in _batches(parts, session.contract.preprocessing, options.batch_size, unreadable):
+        for row in _rows(session, names, frames):
+            write(row)
+            flagged += row.is_ood
+            invalid += not row.valid
+            classes[row.class_name] += 1
+        done += len(names)
+        progress("scoring", done + len(unreadable), total)
+    if len(unreadable) > UNREADABLE_LIMIT * total and not options.allow_unreadable:
+        shown = "; ".join(f"{name} ({reason})" for name, reason in unreadable[:5])
+        raise DatasetError(
+            f"{len(unreadable)} of {total} images cannot be read: {shown}. Repair or remove them, or go on without "
+            "them with --allow-unreadable"
+        )
+    return ScoreSummary(done, flagged, invalid, dict(classes.most_common()), tuple(unreadable))
+
+
+def row_writer(path: Path, force: bool) -> AbstractContextManager[Write]:
+    """Open a table of rows for writing; it appears at `path` only when the block ends well.
+
+    Raises:
+        UsageError: the suffix is none of .jsonl, .csv, .parquet.
+        MissingExtraError: .parquet without pyarrow.
+        OutputError: the file cannot be written, or exists without `force`.
+    """
+    writers = {".jsonl": _json_lines, ".csv": _csv, ".parquet": _parquet}
+    if path.suffix.lower() not in writers:
+        raise UsageError(f"--out {path}: expected a name ending in {', '.join(writers)}")
+    return writers[path.suffix.lower()](path, force)
+
+
+Source = tuple[int, Iterator[tuple[str, Callable[[], Frame]]]]
+
+
+def _open_source(source: str | Path) -> Source:
+    path = Path(source)
+    if path.is_file() and path.suffix.lower() == ".npz":
+        archive = open_npz(path)
+        named = ((f"{source}[{index}]", frame) for index, frame in enumerate(archive.frames()))
+        return len(archive), ((name, lambda frame=frame: frame) for name, frame in named)
+    paths = find_images(source)
+    return len(paths), ((str(p), lambda p=p: load_image(p)) for p in paths)
+
+
+def _batches(
+    parts: list[Source], preprocessing: Preprocessing, size: int, unreadable: list[tuple[str, str]]
+) -> Iterator[tuple[list[str], list[InputFrame]]]:
+    """Load and resize at once: a batch of full camera frames would be a hundred times larger."""
+    names: list[str] = []
+    frames: list[InputFrame] = []
+    for _, images in parts:
+        for name, load in images:
+            try:
+                frames.append(preprocess_frame(load(), preprocessing))
+            except UnreadableImageError as error:
+                unreadable.append((name, str(error)))
+                continue
+            names.append(name)
+            if len(frames) == size:
+                yield names, frames
+                names, frames = [], []
+    if frames:
+        yield names, frames
+
+
+def _rows(session: Session, names: list[str], frames: list[InputFrame]) -> Iterator[ScoreRow]:
+    outputs = session.infer(frames)
+    top_two = np.partition(outputs.logits, -2, axis=1)[:, -2:]
+    with np.errstate(invalid="ignore"):
+        margins = top_two[:, 1] - top_two[:, 0]
+    for name, margin, verdict in zip(names, margins, session.verdicts(outputs), strict=True):
+        yield ScoreRow(name, logit_margin=float(margin) if np.isfinite(margin) else None, **asdict(verdict))
+
+
+@contextmanager
+def _json_lines(path: Path, force: bool) -> Iterator[Write]:
+    with published(path, force) as temporary, temporary.open("w", encoding="utf-8") as file:
+        yield lambda row: print(json.dumps(asdict(row), ensure_ascii=False, allow_nan=False), file=file)
+
+
+@contextmanager
+def _csv(path: Path, force: bool) -> Iterator[Write]:
+    with published(path, force) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([field.name for field in fields(ScoreRow)])
+        yield lambda row: writer.writerow(asdict(row).values())
+
+
+@contextmanager
+def _parquet(path: Path, force: bool) -> Iterator[Write]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise MissingExtraError("pyarrow", "parquet", "Writing .parquet") from error
+    kinds: dict[str, Any] = {"class_id": pa.int32(), "is_ood": pa.bool_(), "valid": pa.bool_()}
+    kinds |= dict.fromkeys(("logit_margin", "ood_score", "p_value"), pa.float32())
+    schema = pa.schema([(field.name, kinds.get(field.name, pa.string())) for field in fields(ScoreRow)])
+    pending: list[dict[str, object]] = []
+    with published(path, force) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+
+        def flush() -> None:
+            writer.write_table(pa.Table.from_pylist(pending, schema))
+            pending.clear()
+
+        def write(row: ScoreRow) -> None:
+            pending.append(asdict(row))
+            if len(pending) == _PARQUET_ROWS:
+                flush()
+
+        yield write
+        flush()

@@ -1,0 +1,248 @@
+"""Results as tables for people and as documents for machines."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import rich.box
+from rich.table import Table
+
+from grood_edge.artifact import Artifact
+from grood_edge.contract import Contract
+from grood_edge.probes import ProbeReport
+from grood_edge.runtime.score import ScoreRow, ScoreSummary
+from grood_edge.runtime.session import Session
+
+__all__ = [
+    "artifact_document",
+    "artifact_table",
+    "demo_tables",
+    "guarantee_sentence",
+    "probe_document",
+    "probe_table",
+    "score_tables",
+    "written_document",
+    "written_table",
+]
+
+
+def written_table(report: Any) -> Table:
+    """Return the summary of an export or a recalibration (`ExportReport` or `RecalibrateReport`)."""
+    contract, verified = report.contract, report.verification
+    size = report.path.stat().st_size
+    return _key_values(
+        f"wrote {report.path} ({size:,} bytes)",
+        [
+            *_network_rows(contract),
+            *_decision_rows(contract),
+            (
+                "verified",
+                f"{verified.frames} frames: logits within {verified.largest_logit_error:.1e} of the classifier's, "
+                f"ood_score within {verified.largest_score_error:.1e} of its definition, {verified.flips} flips",
+            ),
+        ],
+    )
+
+
+def written_document(report: Any) -> dict[str, Any]:
+    """Return the same for machines."""
+    return {
+        "path": str(report.path),
+        "contract": _contract_document(report.contract),
+        "verification": asdict(report.verification),
+        "unreadable": [{"path": path, "reason": reason} for path, reason in report.unreadable],
+    }
+
+
+def artifact_document(artifact: Artifact) -> dict[str, Any]:
+    """Return everything the contract says, with sizes, opset and digests."""
+    return {
+        "contract": _contract_document(artifact.contract),
+        "opset": artifact.opset,
+        "ir_version": artifact.ir_version,
+        "bytes": len(artifact.model),
+        "graph_digest": artifact.graph_digest,
+        "contract_digest": artifact.contract_digest,
+    }
+
+
+def probe_document(report: ProbeReport) -> dict[str, Any]:
+    """Return a verification for machines."""
+    return {
+        "passed": report.passed,
+        "provider": report.provider,
+        "largest_error": report.largest_error if report.rows else None,
+        "tolerance": report.tolerance,
+        "flips": report.flips,
+        "rows": [asdict(row) for row in report.rows],
+    }
+
+
+def score_tables(summary: ScoreSummary, session: Session, rows: list[ScoreRow]) -> list[Any]:
+    """Return the first rows and the summary of a scoring run."""
+    table = Table(box=rich.box.SIMPLE_HEAD)
+    for name in ("path", "class", "logit margin", "ood_score", "p_value", "is_ood"):
+        table.add_column(name, justify="left" if name in ("path", "class", "is_ood") else "right", overflow="fold")
+    for row in rows:
+        margin = "-" if row.logit_margin is None else f"{row.logit_margin:.2f}"
+        verdict = "OOD" if row.is_ood else "known"
+        table.add_row(row.path, row.class_name, margin, f"{row.ood_score:.3f}", f"{row.p_value:.4f}", verdict)
+    n = session.contract.calibration.n
+    counts = [
+        ("images", f"{summary.images:,}" + (f", {len(summary.unreadable)} unreadable" if summary.unreadable else "")),
+        ("is_ood", f"{summary.flagged:,} ({summary.flagged_share:.1%}), {summary.invalid} of them not valid"),
+        ("classes", _listed(tuple(f"{name} {count}" for name, count in summary.classes.items()))),
+        (
+            "decision",
+            f"alpha = {session.alpha:g}: OOD where at most {session.rank - 1} of {n:,} calibration scores are >=",
+        ),
+        ("guarantee", guarantee_sentence(session.contract)),
+    ]
+    return [*([table] if rows else []), _key_values("summary", counts)]
+
+
+def demo_tables(report: Any) -> list[Any]:
+    """Return the demo's result (`demo.run.DemoReport`): one row a test set, and the paths."""
+    table = Table(box=rich.box.SIMPLE_HEAD, title="what the artifact says", title_justify="left")
+    for name in ("test set", "images", "AUROC", "FPR95 *", "called OOD"):
+        table.add_column(name, justify="left" if name == "test set" else "right")
+    for row in report.sets:
+        numbers = ("-", "-") if row.auroc is None else (f"{row.auroc:.1%}", f"{row.fpr95:.1%}")
+        table.add_row(row.name, f"{row.images:,}", *numbers, f"{row.flagged_share:.1%}")
+    note = (
+        "* FPR95: share of OOD accepted when 95 % of ID is accepted. Called OOD on the ID row is the false-alarm rate."
+    )
+    paths = _key_values("written", [(name, str(path)) for name, path in report.paths.items()])
+    facts = _key_values(
+        "measured",
+        [
+            ("accuracy on ID test", f"{report.accuracy:.1%}"),
+            ("guarantee", report.guarantee),
+            ("time", f"{report.seconds:.1f} s"),
+        ],
+    )
+    return [table, note, facts, paths]
+
+
+def _contract_document(contract: Contract) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(contract.to_json())
+    return document
+
+
+def _key_values(title: str, rows: list[tuple[str, str]]) -> Table:
+    """Return a two-column table."""
+    table = Table(title=title, box=rich.box.SIMPLE_HEAD, show_header=False, title_justify="left")
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    return table
+
+
+def guarantee_sentence(contract: Contract) -> str:
+    """Say in one sentence what the calibration promises."""
+    c = contract.calibration
+    if c.guarantee == "conformal":
+        assert c.delta is not None
+        return (
+            f"false alarms on ID frames stay at or below {c.alpha:.3g} with {1 - c.delta:.0%} confidence, "
+            f"for frames like the {c.n:,} unseen calibration images"
+        )
+    if c.guarantee == "approximate":
+        return (
+            f"cross-fitted on {c.n:,} images: false alarms near or below {c.alpha:.3g} in measurements, no theorem. "
+            "For a guarantee: grood-edge calibrate MODEL --data UNSEEN --threshold-only"
+        )
+    return (
+        "calibration: seen-in-training, guarantee: none. False alarms may be many times alpha. "
+        "Remedy: grood-edge calibrate MODEL --data UNSEEN --threshold-only (59 unseen images carry alpha 0.05)"
+    )
+
+
+def artifact_table(artifact: Artifact) -> Table:
+    """Return everything the contract says, for people."""
+    contract = artifact.contract
+    return _key_values(
+        "artifact",
+        [*_network_rows(contract), *_decision_rows(contract), *_file_rows(artifact)],
+    )
+
+
+def probe_table(report: ProbeReport) -> Table:
+    """Return the probes of a verification: each with its worst run, alone or in a batch."""
+    table = Table(box=rich.box.SIMPLE_HEAD, title=f"probes on {report.provider}", title_justify="left")
+    for name in ("probe", "expected ood_score", "ood_score", "error", "decision"):
+        table.add_column(name, justify="left" if name in ("probe", "decision") else "right")
+    for name in dict.fromkeys(row.name for row in report.rows):
+        runs = [row for row in report.rows if row.name == name]
+        worst = max(runs, key=lambda row: row.error)
+        flips = sum(row.flipped for row in runs)
+        table.add_row(
+            name,
+            f"{worst.expected_score:.5f}",
+            f"{worst.ood_score:.5f}",
+            f"{worst.error:.1e}",
+            f"FLIPPED in {flips} of {len(runs)} runs" if flips else f"same in {len(runs)} runs",
+        )
+    return table
+
+
+def _network_rows(contract: Contract) -> list[tuple[str, str]]:
+    p, c = contract.preprocessing, contract.classifier
+    colour = "RGB" if p.channels == 3 else "grey"
+    resize = f"short side to {p.short_side}, centre crop" if p.short_side else "whole frame, aspect ratio not kept"
+    return [
+        ("classes", f"{len(contract.classes)}: {_listed(contract.classes)}"),
+        ("input", f"uint8 [{'N' if c.batch == 'dynamic' else 1}, {p.height}, {p.width}, {p.channels}] {colour}"),
+        ("preprocessing", f"{p.preset}: {p.filter}, {resize}"),
+        ("normalisation", f"(pixel - {_numbers(p.mean)}) / {_numbers(p.std)}"),
+        ("classifier", f"from {c.source}, {c.layout}{', BGR' if c.bgr else ''}, batch {c.batch}, {contract.precision}"),
+        ("features", f"{c.features_tensor}, d = {c.dimension}{', average-pooled' if c.features_pooled else ''}"),
+        ("logits", c.logits_tensor),
+    ]
+
+
+def _decision_rows(contract: Contract) -> list[tuple[str, str]]:
+    fit, bank, calibration = contract.fit, contract.bank, contract.calibration
+    sources = ", ".join(
+        o.source
+        + (f" of {o.images} images" if o.images else "")
+        + (" (real OOD data was used)" if o.uses_ood_data else "")
+        for o in contract.ood_prototypes
+    )
+    delta = "none" if calibration.delta is None else f"{calibration.delta:g}"
+    accuracy = "unknown (labels were predicted)" if fit.accuracy is None else f"{fit.accuracy:.1%}"
+    rows = [
+        ("OOD prototype", sources),
+        ("gradient bank", f"{bank.rows:,} rows ({bank.choice}) from {bank.candidates:,} correctly classified images"),
+        ("fitted on", f"{fit.images:,} images, {fit.unreadable} unreadable, labels {fit.labels}, accuracy {accuracy}"),
+        ("calibration", f"{calibration.provenance}, {calibration.method}, n = {calibration.n:,}"),
+        ("decision", f"alpha = {calibration.alpha:g}, delta = {delta}, k = {calibration.k}"),
+        ("guarantee", guarantee_sentence(contract)),
+        ("score quantiles", "0, 5, 25, 50, 75, 95, 100 %: " + ", ".join(f"{q:.2f}" for q in calibration.quantiles)),
+        ("probes", f"{len(contract.probes)}: {_listed(tuple(p.name for p in contract.probes))}"),
+    ]
+    if fit.classes_without_prototype:
+        rows.insert(3, ("no prototype for", _listed(fit.classes_without_prototype)))
+    return rows
+
+
+def _file_rows(artifact: Artifact) -> list[tuple[str, str]]:
+    return [
+        ("opset, IR", f"{artifact.opset}, {artifact.ir_version}"),
+        ("file", f"{len(artifact.model):,} bytes, {len(artifact.contract.to_json()):,} of them the contract"),
+        ("graph digest", artifact.graph_digest),
+        ("contract digest", artifact.contract_digest),
+        ("made with", ", ".join(f"{name} {version}" for name, version in sorted(artifact.contract.tools.items()))),
+    ]
+
+
+def _listed(names: tuple[str, ...], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f", ... and {len(names) - most} more" if len(names) > most else "")
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    unique = values[:1] if len(set(values)) == 1 else values
+    return (
+        ", ".join(f"{value:g}" for value in unique) if len(unique) == 1 else f"[{', '.join(f'{v:g}' for v in unique)}]"
+    )
