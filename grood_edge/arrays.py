@@ -52,7 +52,8 @@ if TYPE_CHECKING or "jaxtyping" not in sys.modules:
 else:
     from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 
-    Frame = UInt8[np.ndarray, "h w c"] | UInt8[np.ndarray, "h w"]
+    # `_`: not bound, because the frames of one call may have different sizes
+    Frame = UInt8[np.ndarray, "_h _w _c"] | UInt8[np.ndarray, "_h _w"]
     InputFrame = UInt8[np.ndarray, "height width channels"]
     Frames = UInt8[np.ndarray, "n h w c"]
     Features = Float32[np.ndarray, "n d"]

@@ -152,7 +152,7 @@ def calibrate_command(
     as_json: Json = False,
 ) -> None:
     """Refit an artifact on new ID images, on the device: needs neither torch nor onnx."""
-    from grood_edge.export import RecalibrateOptions, recalibrate
+    from grood_edge.export.recalibrate import RecalibrateOptions, recalibrate
     from grood_edge.terminal import progress_bars
 
     options = RecalibrateOptions(

@@ -23,9 +23,9 @@ def largest_rank(alpha: float, delta: float | None, n: int) -> int:
     `delta=None`, k = floor(alpha (n + 1)): alpha holds on average over calibration sets only.
     """
     if delta is None:
-        return math.floor(alpha * (n + 1) + 1e-9)
+        return min(n, math.floor(alpha * (n + 1) + 1e-9))
     log_alpha, log_rest = math.log(alpha), math.log1p(-alpha)
-    tail = 0.0  # P(Bin(n, alpha) < rank)
+    tail = 0.0  # P(Bin(n, alpha) <= rank)
     for rank in range(n + 1):
         log_term = math.lgamma(n + 1) - math.lgamma(rank + 1) - math.lgamma(n - rank + 1)
         tail += math.exp(log_term + rank * log_alpha + (n - rank) * log_rest)

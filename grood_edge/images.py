@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import math
 import os
 import warnings
 import zipfile
@@ -37,24 +38,25 @@ def load_image(path: Path) -> Frame:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the size is checked right below; the rest is the decoder's chatter
-            image = Image.open(path)
-        with image:
-            if (count := getattr(image, "n_frames", 1)) > 1:
-                raise UnreadableImageError(f"animated: {count} frames")
-            if image.width * image.height > MAX_PIXELS:
-                raise UnreadableImageError(f"{image.width}x{image.height} pixels; at most {MAX_PIXELS:,} are decoded")
-            if image.mode not in _EIGHT_BIT_MODES:
-                raise UnreadableImageError(f"mode {image.mode} is not 8 bits a channel")
-            upright = ImageOps.exif_transpose(image)
-            grey = upright.mode in ("1", "L", "LA", "La")
-            pixels = np.asarray(upright.convert("L" if grey else "RGB"), dtype=np.uint8)
+            warnings.simplefilter("ignore")  # the size is checked below; the rest is the decoder's chatter
+            with Image.open(path) as image:
+                return _decoded(image)
     except UnreadableImageError:
         raise
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, OverflowError, MemoryError) as error:
+    except Exception as error:  # decoders raise anything on damaged files: struct.error, SyntaxError, KeyError
         raise UnreadableImageError(str(error) or type(error).__name__) from error
-    except Image.DecompressionBombError as error:
-        raise UnreadableImageError(str(error)) from error
+
+
+def _decoded(image: Image.Image) -> Frame:
+    if (count := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":  # MPO: a phone's JPEG with a preview
+        raise UnreadableImageError(f"animated: {count} frames")
+    if image.width * image.height > MAX_PIXELS:
+        raise UnreadableImageError(f"{image.width}x{image.height} pixels; at most {MAX_PIXELS:,} are decoded")
+    if image.mode not in _EIGHT_BIT_MODES:
+        raise UnreadableImageError(f"mode {image.mode} is not 8 bits a channel")
+    upright = ImageOps.exif_transpose(image)
+    grey = upright.mode in ("1", "L", "LA", "La")
+    pixels = np.asarray(upright.convert("L" if grey else "RGB"), dtype=np.uint8)
     return pixels[..., None] if grey else pixels
 
 
@@ -65,9 +67,9 @@ def find_images(source: str | Path) -> list[Path]:
         DatasetError: nothing is there, or no image is in it.
     """
     path = Path(source)
-    if path.is_file():
+    if os.path.isfile(path):  # unlike Path.is_file, False also for a pattern that is too long for a file name
         return [path]
-    if path.is_dir():
+    if os.path.isdir(path):
         files = [Path(folder) / name for folder, _, names in os.walk(path) for name in names if _is_image(name)]
         found = "contains no image file"
     else:
@@ -97,16 +99,22 @@ class NpzImages:
         """Iterate over the images as uint8 `[h, w, c]`.
 
         Raises:
-            DatasetError: the archive ends before its header says so.
+            DatasetError: the archive is damaged, or ends before its header says so.
         """
         h, w, c = (*self.shape[1:], 1)[:3]
-        with zipfile.ZipFile(self.path) as archive, archive.open("images.npy") as file:
-            _read_header(file)
-            for index in range(len(self)):
-                raw = _read_exactly(file, h * w * c)
-                if len(raw) != h * w * c:
-                    raise DatasetError(f"{self.path} is truncated at image {index} of {len(self)}")
-                yield np.frombuffer(raw, dtype=np.uint8).reshape(h, w, c)
+        index = 0
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open("images.npy") as file:
+                _read_header(file)
+                for index in range(len(self)):
+                    raw = _read_exactly(file, h * w * c)
+                    if len(raw) != h * w * c:
+                        raise DatasetError(f"{self.path} is truncated at image {index} of {len(self)}")
+                    yield np.frombuffer(raw, dtype=np.uint8).reshape(h, w, c)
+        except DatasetError:
+            raise
+        except Exception as error:  # as in open_npz
+            raise DatasetError(f"{self.path} is damaged at image {index} of {len(self)}: {error}") from error
 
 
 def open_npz(path: Path) -> NpzImages:
@@ -124,10 +132,10 @@ def open_npz(path: Path) -> NpzImages:
             if "labels.npy" in archive.namelist():
                 with archive.open("labels.npy") as file:
                     labels = _read_labels(file, shape[0] if shape else 0)
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+    except Exception as error:  # zipfile and numpy raise anything on damaged archives: zlib.error, TokenError, KeyError
         raise DatasetError(f"{path} cannot be read as .npz ({error}); {expected}") from error
     good_shape = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))
-    if dtype != np.uint8 or fortran or not good_shape or 0 in shape or np.prod(shape[1:3]) > MAX_PIXELS:
+    if dtype != np.uint8 or fortran or not good_shape or min(shape) < 1 or math.prod(shape[1:3]) > MAX_PIXELS:
         raise DatasetError(f"{path} holds images of dtype {dtype} and shape {list(shape)}; {expected}, C order")
     return NpzImages(path, shape, labels)
 
@@ -137,6 +145,8 @@ def _read_labels(file: object, count: int) -> np.ndarray:
     if shape != (count,) or dtype.kind not in "iu" or count > MAX_LABELS:
         raise ValueError(f"labels of dtype {dtype} and shape {list(shape)} for {count} images")
     raw = _read_exactly(file, count * dtype.itemsize)
+    if len(raw) != count * dtype.itemsize:
+        raise ValueError(f"labels end after {len(raw)} of {count * dtype.itemsize} bytes")
     return np.frombuffer(raw, dtype=dtype).astype(np.int64)
 
 

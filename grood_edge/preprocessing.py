@@ -1,10 +1,13 @@
 """From a frame of any size to the graph's input: resize and crop on the host, normalisation in the graph.
 
-The same function serves `export` and `score`. Resize and crop are one Pillow call: only the part of the frame
-that the crop keeps is resampled (`box=`), which is within one grey level of resizing first and cropping then,
-and bounds memory at the size of the input, whatever the frame's aspect ratio.
+The same function serves `export` and `score`. Only the part of the frame that the crop keeps is resampled
+(`box=`), which bounds memory whatever the frame's aspect ratio. It is within one grey level of resizing first and
+cropping then; two where both axes round the other way, a few pixels in a million. (`nearest` picks the same source
+pixel, or its neighbour where the rule falls between two.) The axes are resampled in a fixed order: Pillow 13 began
+to choose it by the frame's shape, and filters that overshoot give other pixels then, by up to 50 grey levels.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,7 +17,7 @@ from PIL import Image
 from grood_edge.arrays import Frame, InputFrame
 from grood_edge.errors import FrameError, UsageError
 
-__all__ = ["PRESETS", "Preprocessing", "preprocess_frame", "resolve_preprocessing"]
+__all__ = ["PRESETS", "Preprocessing", "PreprocessingOptions", "preprocess_frame", "resolve_preprocessing"]
 
 MAX_SIDE = 16_384
 _FILTERS = {
@@ -23,6 +26,7 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+_TALL = 100  # a kept part this many times higher than wide is resampled rows first
 _CROP_FRACTION = 224 / 256  # short side before the crop = input size / this, rounded to the nearest pixel
 
 
@@ -57,7 +61,8 @@ class Preprocessing:
             (1 <= self.height <= MAX_SIDE and 1 <= self.width <= MAX_SIDE, f"input size {self.height}x{self.width}"),
             (self.channels in (1, 3), f"{self.channels} channels (expected 1 or 3)"),
             (len(self.mean) == len(self.std) == self.channels, f"{len(self.mean)} means, {len(self.std)} stds"),
-            (all(value > 0 for value in self.std), f"std {self.std} (expected numbers above 0)"),
+            (all(map(math.isfinite, self.mean)), f"mean {self.mean} (expected finite numbers)"),
+            (all(0 < value < math.inf for value in self.std), f"std {self.std} (expected finite numbers above 0)"),
             (
                 (self.crop == "none") == (self.short_side is None),
                 f"crop {self.crop} with short side {self.short_side}",
@@ -159,17 +164,24 @@ def preprocess_frame(frame: Frame, preprocessing: Preprocessing) -> InputFrame:
     """
     array = _check_frame(frame)
     target = (preprocessing.height, preprocessing.width, preprocessing.channels)
-    if array.shape == target:
-        return np.ascontiguousarray(array)
     grey = array.ndim == 2 or array.shape[2] == 1
     image = Image.fromarray(np.ascontiguousarray(array[..., 0] if grey and array.ndim == 3 else array))
     mode = "L" if preprocessing.channels == 1 else "RGB"
     if image.mode != mode:
         image = image.convert(mode)
-    if image.size != (preprocessing.width, preprocessing.height):
-        box = _kept_box(image.height, image.width, preprocessing)
-        image = image.resize((preprocessing.width, preprocessing.height), _FILTERS[preprocessing.filter], box=box)
-    return np.asarray(image, dtype=np.uint8).reshape(target)
+    return np.asarray(_resized(image, preprocessing), dtype=np.uint8).reshape(target)
+
+
+def _resized(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Resample columns first, as Pillow before 13 always did; rows first where that would need far more memory."""
+    size = (preprocessing.width, preprocessing.height)
+    resampling = _FILTERS[preprocessing.filter]
+    left, top, right, bottom = _kept_box(image.height, image.width, preprocessing)
+    if bottom - top > _TALL * (right - left):
+        rows = image.resize((image.width, size[1]), resampling, box=(0, top, image.width, bottom))
+        return rows.resize(size, resampling, box=(left, 0, right, size[1]))
+    columns = image.resize((size[0], image.height), resampling, box=(left, 0, right, image.height))
+    return columns.resize(size, resampling, box=(0, top, size[0], bottom))
 
 
 def _kept_box(height: int, width: int, preprocessing: Preprocessing) -> tuple[float, float, float, float]:

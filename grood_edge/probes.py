@@ -5,6 +5,7 @@ They are synthetic by default, because real frames may be private.
 
 import base64
 import io
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +18,14 @@ from grood_edge.contract import Contract, Probe
 from grood_edge.errors import ArtifactError, VerificationError
 from grood_edge.outputs import Outputs
 from grood_edge.preprocessing import Preprocessing
+from grood_edge.scoring import Head, nearest_gap
 
 __all__ = ["ProbeReport", "ProbeRow", "decode_png", "make_probes", "replay_probes", "synthetic_frames"]
 
 MAX_PROBE_BYTES = 512 << 10  # of PNG, for all probes together
 MAX_PROBES = 16
 MARGIN = 0.01  # a probe lies at least this far from the threshold and from another class, so that no device flips it
+MIN_GAP = 1e-3  # nearer to a bank row float32 carries no score: 5 in log S between two correct CPU kernels
 
 # Largest accepted |ood_score - expected| by provider. cpu: other kernels sum in another order, 1e-5 seen, times ten
 # for features that lie near a bank row. cuda: convolutions may use TF32, which keeps 10 bits of mantissa.
@@ -40,8 +43,9 @@ class ProbeRow:
 
     @property
     def error(self) -> float:
-        """Absolute difference of the scores."""
-        return abs(self.ood_score - self.expected_score)
+        """Absolute difference of the scores; infinite where this machine gives NaN."""
+        difference = abs(self.ood_score - self.expected_score)
+        return float("inf") if math.isnan(difference) else difference
 
 
 @dataclass(frozen=True)
@@ -85,12 +89,16 @@ def replay_probes(contract: Contract, run: Callable[[Frames], Outputs], provider
 
 
 def make_probes(
-    frames: Iterable[tuple[str, InputFrame]], run: Callable[[Frames], Outputs], scores: IdScores, rank: int
+    frames: Iterable[tuple[str, InputFrame]],
+    run: Callable[[Frames], Outputs],
+    scores: IdScores,
+    rank: int,
+    head: Head | None = None,
 ) -> tuple[Probe, ...]:
     """Record probes from frames of the graph's input size, up to 512 KB and 16 of them.
 
-    Frames that lie within rounding of the threshold, or of another class, or that are not valid, are left out:
-    a correct device may decide them differently.
+    Frames that lie within rounding of the threshold, or of another class, or (with `head`) of a bank row, or that
+    are not valid, are left out: a correct device may answer something else for them.
 
     Raises:
         VerificationError: no frame is left.
@@ -104,6 +112,8 @@ def make_probes(
         best, second = np.sort(outputs.logits[0])[[-1, -2]]
         close = abs(float(outputs.ood_score[0]) - threshold) < MARGIN or best - second < MARGIN
         if len(png) > budget or len(probes) == MAX_PROBES or close or not outputs.valid[0]:
+            continue
+        if head is not None and nearest_gap(outputs.features.astype(np.float64), head)[0] < MIN_GAP:
             continue
         budget -= len(png)
         probes.append(

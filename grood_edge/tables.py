@@ -190,13 +190,14 @@ def probe_table(report: ProbeReport) -> Table:
 def _network_rows(contract: Contract) -> list[tuple[str, str]]:
     p, c = contract.preprocessing, contract.classifier
     colour = "RGB" if p.channels == 3 else "grey"
+    batch = "any batch size" if c.batch == "dynamic" else "batch 1 (larger batches did not give the same rows)"
     resize = f"short side to {p.short_side}, centre crop" if p.short_side else "whole frame, aspect ratio not kept"
     return [
         ("classes", f"{len(contract.classes)}: {_listed(contract.classes)}"),
         ("input", f"uint8 [{'N' if c.batch == 'dynamic' else 1}, {p.height}, {p.width}, {p.channels}] {colour}"),
         ("preprocessing", f"{p.preset}: {p.filter}, {resize}"),
         ("normalisation", f"(pixel - {_numbers(p.mean)}) / {_numbers(p.std)}"),
-        ("classifier", f"from {c.source}, {c.layout}{', BGR' if c.bgr else ''}, batch {c.batch}, {contract.precision}"),
+        ("classifier", f"from {c.source}, {c.layout}{', BGR' if c.bgr else ''}, {batch}, {contract.precision}"),
         ("features", f"{c.features_tensor}, d = {c.dimension}{', average-pooled' if c.features_pooled else ''}"),
         ("logits", c.logits_tensor),
     ]
@@ -210,6 +211,7 @@ def _decision_rows(contract: Contract) -> list[tuple[str, str]]:
         + (" (real OOD data was used)" if o.uses_ood_data else "")
         for o in contract.ood_prototypes
     )
+    few = "; fewer than 300 images calibrate, so few OOD images are found" if calibration.n < 300 else ""
     delta = "none" if calibration.delta is None else f"{calibration.delta:g}"
     accuracy = "unknown (labels were predicted)" if fit.accuracy is None else f"{fit.accuracy:.1%}"
     rows = [
@@ -217,7 +219,7 @@ def _decision_rows(contract: Contract) -> list[tuple[str, str]]:
         ("gradient bank", f"{bank.rows:,} rows ({bank.choice}) from {bank.candidates:,} correctly classified images"),
         ("fitted on", f"{fit.images:,} images, {fit.unreadable} unreadable, labels {fit.labels}, accuracy {accuracy}"),
         ("calibration", f"{calibration.provenance}, {calibration.method}, n = {calibration.n:,}"),
-        ("decision", f"alpha = {calibration.alpha:g}, delta = {delta}, k = {calibration.k}"),
+        ("decision", f"alpha = {calibration.alpha:g}, delta = {delta}, k = {calibration.k}{few}"),
         ("guarantee", guarantee_sentence(contract)),
         ("score quantiles", "0, 5, 25, 50, 75, 95, 100 %: " + ", ".join(f"{q:.2f}" for q in calibration.quantiles)),
         ("probes", f"{len(contract.probes)}: {_listed(tuple(p.name for p in contract.probes))}"),

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 
 from grood_edge.errors import ArtifactError
 
-__all__ = ["Field", "encode_field", "encode_varint", "first_bytes", "read_fields", "read_varint"]
+__all__ = ["MAX_FIELDS", "Field", "encode_field", "encode_varint", "only_bytes", "read_fields", "read_varint"]
 
+MAX_FIELDS = 1 << 21  # in one message: ten times what real graphs have, and still read in seconds
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_MAX_TAG = (1 << 32) - 1
+_MAX_VARINT = (1 << 64) - 1
 
 
 @dataclass(frozen=True)
@@ -34,22 +37,26 @@ class Field:
         Raises:
             ArtifactError: the field is a number where a string or message was expected.
         """
-        if isinstance(self.value, int):
+        if isinstance(self.value, int) or self.wire_type != _BYTES:
             raise ArtifactError(f"damaged ONNX file: field {self.number} is a number where a message was expected")
         return self.value
 
 
-def read_fields(buffer: memoryview | bytes) -> Iterator[Field]:
-    """Iterate over the fields of one message.
+def read_fields(buffer: memoryview | bytes, limit: int = MAX_FIELDS) -> Iterator[Field]:
+    """Iterate over the fields of one message, at most `limit` of them.
 
     Raises:
-        ArtifactError: the bytes are not a whole protobuf message.
+        ArtifactError: the bytes are not a whole protobuf message, or it has more fields.
     """
     view, position, end = memoryview(buffer), 0, len(buffer)
     while position < end:
         start = position
         tag, position = read_varint(view, position)
         number, wire_type = tag >> 3, tag & 7
+        limit -= 1
+        if limit < 0 or number == 0 or tag > _MAX_TAG:
+            found = "more fields than expected" if limit < 0 else f"field number {number}"
+            raise ArtifactError(f"damaged ONNX file: {found} at byte {start} of a message")
         value: int | memoryview
         if wire_type == _VARINT:
             value, position = read_varint(view, position)
@@ -60,19 +67,26 @@ def read_fields(buffer: memoryview | bytes) -> Iterator[Field]:
                 length = 8 if wire_type == _FIXED64 else 4
             else:
                 raise ArtifactError(f"damaged ONNX file: wire type {wire_type} at byte {start}")
-            if number == 0 or position + length > end:
+            if position + length > end:
                 raise ArtifactError("damaged or truncated ONNX file: a field reaches past its message")
             value = view[position : position + length]
             position += length
         yield Field(number, wire_type, value, view[start:position])
 
 
-def first_bytes(buffer: memoryview | bytes, number: int) -> memoryview | bytes | None:
-    """Return the value of the first length-delimited field with this number, or None."""
-    for field in read_fields(buffer):
-        if field.number == number and field.wire_type == _BYTES:
-            return field.message()
-    return None
+def only_bytes(buffer: memoryview | bytes, number: int, limit: int = MAX_FIELDS) -> memoryview | bytes | None:
+    """Return the value of the length-delimited field with this number, or None when there is none.
+
+    Raises:
+        ArtifactError: it is there twice (parsers differ in which one counts), or it is a number.
+    """
+    value = None
+    for field in read_fields(buffer, limit):
+        if field.number == number:
+            if value is not None:
+                raise ArtifactError(f"damaged ONNX file: field {number} is there twice; expected it once")
+            value = field.message()
+    return value
 
 
 def encode_field(number: int, value: int | bytes | memoryview | Iterable[bytes]) -> bytes:
@@ -97,7 +111,7 @@ def read_varint(view: memoryview | bytes, position: int) -> tuple[int, int]:
     """Read one varint; return it and the position after it.
 
     Raises:
-        ArtifactError: the bytes end inside it, or it is longer than 10 bytes.
+        ArtifactError: the bytes end inside it, or it has more than 64 bits.
     """
     result = 0
     for index in range(10):
@@ -106,6 +120,6 @@ def read_varint(view: memoryview | bytes, position: int) -> tuple[int, int]:
         byte = view[position]
         position += 1
         result |= (byte & 0x7F) << (7 * index)
-        if byte < 0x80:
+        if byte < 0x80 and result <= _MAX_VARINT:
             return result, position
-    raise ArtifactError("damaged ONNX file: a number has more than 10 bytes")
+    raise ArtifactError("damaged ONNX file: a number has more than 64 bits")

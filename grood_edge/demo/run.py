@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from grood_edge.demo.images import DemoImages, write_images
+from grood_edge.demo.images import SIZE, DemoImages, write_images
 from grood_edge.demo.network import trained_network
 from grood_edge.demo.picture import draw_overview
 from grood_edge.errors import OutputError, VerificationError
 from grood_edge.evaluate.metrics import auroc, fpr95
 from grood_edge.export import ExportOptions, PreprocessingOptions, export_model
+from grood_edge.export.torch_classifier import onnx_from_torch
 from grood_edge.probes import replay_probes
 from grood_edge.progress import Progress, silent
 from grood_edge.runtime.score import ScoreRow, row_writer, score_images
@@ -98,12 +99,16 @@ def _check_folder(out: Path, force: bool) -> None:
 
 def _export(images: DemoImages, work: Path, seed: int, progress: Progress) -> Path:
     network = trained_network(images.train, seed, progress)
+    progress("tracing the network", 0, None)
+    classifier, _ = onnx_from_torch(network, None, (SIZE, SIZE))
+    progress("tracing the network", 1, 1)
+    (work / "classifier.onnx").write_bytes(classifier.SerializeToString())
     options = ExportOptions(
         calibration_data=images.calibration,
-        preprocessing=PreprocessingOptions(input_size=(32, 32), mean=(0.0,), std=(1.0,)),
+        preprocessing=PreprocessingOptions(mean=(0.0,), std=(1.0,)),
         seed=seed,
     )
-    export_model(network, images.train, work / "model.onnx", options, progress)
+    export_model(work / "classifier.onnx", images.train, work / "model.onnx", options, progress)
     return work / "model.onnx"
 
 

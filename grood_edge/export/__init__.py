@@ -1,15 +1,17 @@
 """From a trained classifier and its images to one verified ONNX file.
 
-Names are loaded on first use: `calibrate` runs on devices that have neither torch nor onnx.
+What needs onnx is loaded on first use: `recalibrate` runs on devices that have neither torch nor onnx.
 """
 
 from typing import TYPE_CHECKING, Any
 
+# At once, not on first use: importing the module later would put it in the place of the function of the same name.
+from grood_edge.export.recalibrate import RecalibrateOptions, recalibrate
+from grood_edge.preprocessing import PreprocessingOptions
+
 if TYPE_CHECKING:
     from grood_edge.export.classifier import ClassifierOptions
     from grood_edge.export.pipeline import ExportOptions, ExportReport, export_model
-    from grood_edge.export.recalibrate import RecalibrateOptions, recalibrate
-    from grood_edge.preprocessing import PreprocessingOptions
 
 __all__ = [
     "ClassifierOptions",
@@ -25,10 +27,7 @@ _MODULES = {
     "ClassifierOptions": "grood_edge.export.classifier",
     "ExportOptions": "grood_edge.export.pipeline",
     "ExportReport": "grood_edge.export.pipeline",
-    "PreprocessingOptions": "grood_edge.preprocessing",
-    "RecalibrateOptions": "grood_edge.export.recalibrate",
     "export_model": "grood_edge.export.pipeline",
-    "recalibrate": "grood_edge.export.recalibrate",
 }
 
 

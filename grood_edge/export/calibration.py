@@ -12,6 +12,7 @@ from grood_edge.errors import DatasetError, UsageError
 from grood_edge.export.bank import fit_head
 from grood_edge.export.features import FeaturePass, FeatureTable, rows_of
 from grood_edge.ort import open_ort
+from grood_edge.progress import Progress, silent
 from grood_edge.scoring import ood_scores
 from grood_edge.stored_head import head_model
 
@@ -104,7 +105,9 @@ def shipped_scores(model: bytes, features: np.ndarray) -> Scores:
     return result
 
 
-def cross_fitted_scores(table: FeatureTable, ood_position: Vector64 | None, bank_rows: int | None, seed: int) -> Scores:
+def cross_fitted_scores(
+    table: FeatureTable, ood_position: Vector64 | None, bank_rows: int | None, seed: int, progress: Progress = silent
+) -> Scores:
     """Score every image with a head fitted on the other nine folds: float32 `[n]`.
 
     Folds are drawn within each class. Leaving out the image's own bank row alone would be wrong: its class
@@ -119,6 +122,7 @@ def cross_fitted_scores(table: FeatureTable, ood_position: Vector64 | None, bank
     for index in np.unique(fold):
         out = fold == index
         head = fit_head(rows_of(table, ~out), ood_position, bank_rows, seed)
+        progress("cross-fitting", int(index) + 1, FOLDS)
         scores[out] = ood_scores(table.features[out].astype(np.float64), head)
     return scores
 

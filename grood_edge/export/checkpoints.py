@@ -3,8 +3,12 @@
 import io
 import json
 import pickle
+import re
 import zipfile
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from grood_edge.errors import ClassifierError, MissingExtraError
 
@@ -16,16 +20,23 @@ except ImportError as error:
 __all__ = ["MAX_PT2_BYTES", "checked_pt2", "state_dict"]
 
 MAX_PT2_BYTES = 4 << 30
+# torch parses expressions with sympy.sympify, which evaluates them as Python: only these words may stand in them.
+_EXPRESSION_WORDS = {
+    "Symbol", "Integer", "Add", "Mul", "Pow", "Max", "Min", "Mod", "FloorDiv", "CeilDiv", "CleanDiv", "PythonMod",
+    "ModularIndexing", "Eq", "Ne", "Lt", "Le", "Gt", "Ge", "And", "Or", "Not", "true", "false",
+    "True", "False", "positive", "integer", "nonnegative",
+}  # fmt: skip
 
 
 def checked_pt2(data: bytes, name: str) -> bytes:
     """Return a .pt2 archive rebuilt from the members that were inspected, all of them free of pickled objects.
 
-    `torch.export.load` falls back to full unpickling for sample inputs, weights and constants, so the archive is
-    inspected first; and it is rebuilt, so that another zip reader cannot find other members in the same bytes.
+    `torch.export.load` falls back to full unpickling for sample inputs, weights and constants, and evaluates text in
+    the program as Python, so the archive is inspected first; and it is rebuilt, so that another zip reader cannot
+    find other members in the same bytes.
 
     Raises:
-        ClassifierError: not a .pt2, or it hides a pickle; names the member.
+        ClassifierError: not a .pt2, or it hides a pickle or code; names the member.
     """
     clean = io.BytesIO()
     try:
@@ -37,14 +48,15 @@ def checked_pt2(data: bytes, name: str) -> bytes:
                 )
             for info in archive.infolist():
                 content = archive.read(info)
-                _check_member(info.filename, content, name)
-                rebuilt.writestr(info.filename, content)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError) as error:
+                rebuilt.writestr(info.filename, _inspected_member(info.filename, content, name))
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, zlib.error) as error:
         raise ClassifierError(f"{name} is not a .pt2 archive of torch.export.save: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ClassifierError(f"{name} is a damaged .pt2 archive: {type(error).__name__} {error}") from error
     return clean.getvalue()
 
 
-def _check_member(member: str, content: bytes, archive: str) -> None:
+def _inspected_member(member: str, content: bytes, archive: str) -> bytes:
     _, _, inner = member.partition("/")  # the first part is the archive's own name
     refusal = ClassifierError(
         f"{archive} hides pickled objects in {member}: loading it would run code from the file, so it was refused. "
@@ -62,10 +74,45 @@ def _check_member(member: str, content: bytes, archive: str) -> None:
                 raise refusal
     elif inner.startswith(("data/weights/weight_", "data/constants/tensor_")):
         pass  # raw bytes of one tensor, as the config checked above says
-    elif inner not in ("archive_format", "archive_version", "byteorder", "models/model.json") and not inner.startswith(
-        (".data/", "extra/")
-    ):
+    elif inner == "models/model.json":
+        return _inspected_program(content, member, archive)
+    elif inner not in ("archive_format", "archive_version", "byteorder") and not inner.startswith((".data/", "extra/")):
         raise ClassifierError(f"{archive} has the unexpected member {member}; expected an archive of torch.export.save")
+    return content
+
+
+def _inspected_program(content: bytes, member: str, archive: str) -> bytes:
+    """Refuse a program that holds code, and drop its guards: torch compiles them, and ONNX has no use for them."""
+    program = json.loads(content)
+    program["guards_code"] = []
+    if (found := next(_code_in(program), None)) is not None:
+        raise ClassifierError(
+            f"{archive} hides Python code in {member}: {found[:80]!r}. Loading it would run that, so it was refused"
+        )
+    return json.dumps(program).encode()
+
+
+def _code_in(part: Any) -> Iterator[str]:
+    """Find the texts of an exported program that torch evaluates, imports or compiles, and that are not harmless."""
+    for key, value in part.items() if isinstance(part, dict) else ():
+        names = value if isinstance(value, list) else [value]
+        if key == "expr_str" and not _is_plain_expression(str(value)):
+            yield str(value)
+        elif key in ("in_spec", "out_spec") and re.search("__enum__|default_factory", str(value)):
+            yield str(value)  # names a module to import
+        elif key == "name" or key.endswith(("_name", "_names")):  # become variables of generated source
+            yield from (name for name in names if isinstance(name, str) and not re.fullmatch(r"[\w.]*", name))
+    for value in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+        yield from _code_in(value)
+
+
+def _is_plain_expression(text: str) -> bool:
+    bare = re.sub(r"Symbol\('[A-Za-z]\w*'", "Symbol(", text)
+    words = re.findall(r"[A-Za-z_]\w*", bare)
+    symbols = re.compile(r"[suz]\d+")
+    return re.fullmatch(r"[\w\s(),=<>+*/-]*", bare, re.ASCII) is not None and all(
+        word in _EXPRESSION_WORDS or symbols.fullmatch(word) for word in words
+    )
 
 
 def state_dict(path: Path) -> dict[str, torch.Tensor]:
@@ -82,7 +129,8 @@ def state_dict(path: Path) -> dict[str, torch.Tensor]:
             "Save the state dict alone: torch.save(model.state_dict(), FILE)"
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise ClassifierError(f"{path} cannot be read as a state dict: {str(error).splitlines()[0]}") from error
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ClassifierError(f"{path} cannot be read as a state dict: {reason}") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise ClassifierError(f"{path} holds {type(state).__name__}; expected a state dict of tensors")

@@ -60,6 +60,8 @@ def open_dataset(data: Any, labels: LabelSource, classes: tuple[str, ...] | None
     Raises:
         DatasetError: nothing there, a folder that is no class, missing labels.
     """
+    if not isinstance(data, str | Path | Iterable):
+        raise DatasetError(f"the data is a {type(data).__name__}; expected a path or an iterable of (images, labels)")
     if not isinstance(data, str | Path):
         return _dataset_from_batches(data, "the given batches", labels, classes)
     path, text = Path(data), str(data)
@@ -149,37 +151,53 @@ def _dataset_from_npz(path: Path, labels: LabelSource, classes: tuple[str, ...] 
 
 def _call_factory(text: str) -> Any:
     module_name, _, attribute = text.partition(":")
-    sys.path.insert(0, os.getcwd())
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
     try:
-        return getattr(importlib.import_module(module_name), attribute)()
-    except (ImportError, AttributeError, ValueError) as error:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except Exception as error:  # importing runs the user's own code; anything can come out of it
         raise DatasetError(
             f"cannot import {text!r}: {error}; expected a folder, .npz or package.module:factory"
         ) from error
     finally:
-        sys.path.remove(os.getcwd())
+        sys.path.remove(folder)
+    try:
+        return factory()
+    except Exception as error:  # as above
+        raise DatasetError(f"{text} failed with {type(error).__name__}: {error}") from error
 
 
 def _dataset_from_batches(
-    batches: Iterable[tuple[Any, Any]], name: str, labels: LabelSource, classes: tuple[str, ...] | None
+    batches: Iterable[Any], name: str, labels: LabelSource, classes: tuple[str, ...] | None
 ) -> Dataset:
     def samples(_: Callable[[str, str], None]) -> Iterator[Sample]:
         index = 0
         for batch in batches:
-            images, batch_labels = batch if isinstance(batch, tuple | list) else (batch, None)
+            images, batch_labels = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch, None)
             if batch_labels is None and labels == "folder":
                 raise DatasetError(f"{name} gives images without labels; give (images, labels), or labels='predicted'")
-            for row, frame in enumerate(_frames(images, name)):
-                label = None if labels == "predicted" else int(batch_labels[row])
+            frames = _frames(images, name)
+            ids = [None] * len(frames) if labels == "predicted" else _labels(batch_labels, len(frames), name)
+            for frame, label in zip(frames, ids, strict=True):
                 yield Sample(f"image {index}", frame, label)
                 index += 1
 
     return Dataset(name, classes, None, samples)
 
 
+def _labels(labels: Any, count: int, name: str) -> list[int]:
+    array = np.asarray(labels)
+    if array.shape != (count,) or (count and array.dtype.kind not in "iu"):
+        raise DatasetError(
+            f"{name} gives labels of dtype {array.dtype} and shape {list(array.shape)} for {count} images; "
+            "expected one integer class id an image"
+        )
+    return [int(label) for label in array]
+
+
 def _frames(images: Any, name: str) -> np.ndarray:
     array = np.asarray(images)
-    if array.ndim == 3:
+    if array.ndim == 3 and array.shape[2] not in (1, 3):  # [h, w, c] would be one frame, not a batch
         array = array[..., None]
     if array.ndim == 4 and array.shape[3] not in (1, 3) and array.shape[1] in (1, 3):
         array = array.transpose(0, 2, 3, 1)

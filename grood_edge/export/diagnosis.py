@@ -1,10 +1,11 @@
 """Why does the classifier do badly on its own images? The usual silent errors: class order, RGB/BGR, mean and std."""
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
+from grood_edge.arrays import Frames
 from grood_edge.errors import DatasetError
 from grood_edge.export.classifier import ClassifierGraph
 from grood_edge.export.dataset import Sample
@@ -17,20 +18,18 @@ from grood_edge.preprocessing import (
     preprocess_frame,
     resolve_preprocessing,
 )
+from grood_edge.progress import Progress, silent
 
 __all__ = ["require_plausible_classes", "require_plausible_preprocessing"]
 
-GOOD_ENOUGH = 0.98  # above it, nothing else can fit clearly better
+DIAGNOSED = 128  # images that are run again
+FIRST_LOOK = 32  # after so many, an alternative that is not ahead is given up
 CLEAR_GAIN = 0.03  # in accuracy, and
 CLEAR_Z = 3.0  # in standard errors of the paired difference (McNemar)
+CLEAR_MARGIN_Z = 4.0  # in standard errors of the paired difference of margins, and
+CLEAR_SHARE = 0.6  # of the images, so that a few outliers decide nothing
 ORDER_GAIN = 0.2  # a permutation is fitted to the data, so it must win by far more
 _LISTED_CLASSES = 2000  # beyond, the assignment problem gets too large to be worth it
-
-
-@dataclass(frozen=True)
-class _Fit:
-    name: str
-    correct: np.ndarray
 
 
 def require_plausible_classes(confusion: Counter[tuple[int, int]], classes: tuple[str, ...]) -> None:
@@ -61,52 +60,83 @@ def require_plausible_classes(confusion: Counter[tuple[int, int]], classes: tupl
 
 
 def require_plausible_preprocessing(
-    classifier: ClassifierGraph, preprocessing: Preprocessing, samples: tuple[Sample, ...], accuracy: float
+    classifier: ClassifierGraph,
+    preprocessing: Preprocessing,
+    samples: tuple[Sample, ...],
+    progress: Progress = silent,
 ) -> None:
-    """Stop when another preset, or BGR instead of RGB, fits clearly better on some of the images.
+    """Stop when another preset's mean and std, or BGR instead of RGB, fits clearly better on some labelled images.
+
+    Accuracy alone is too coarse: a network often classifies its training images perfectly with the wrong constants.
+    So margins are compared as well, image by image, each divided by the spread of its own logits: a change of
+    contrast, which scales all logits, gains nothing.
 
     Raises:
         DatasetError: says what fits better, by how much, and the option to set.
     """
-    labelled = [sample for sample in samples if sample.label is not None]
-    if accuracy >= GOOD_ENOUGH or not labelled:
+    labelled = [sample for sample in samples if sample.label is not None][:DIAGNOSED]
+    if not labelled:
         return
-    chosen = _Fit("as given", _correct(classifier, preprocessing, labelled))
-    fits = [_Fit(name, _correct(graph, p, labelled)) for name, graph, p in _alternatives(classifier, preprocessing)]
-    best = max(fits, key=lambda fit: int(fit.correct.sum()), default=chosen)
-    won, lost = int((best.correct & ~chosen.correct).sum()), int((chosen.correct & ~best.correct).sum())
-    gain = (won - lost) / len(labelled)
-    if won > lost and gain >= CLEAR_GAIN and (won - lost) / (won + lost) ** 0.5 >= CLEAR_Z:
+    frames = np.stack([preprocess_frame(sample.frame, preprocessing) for sample in labelled])
+    labels = np.array([sample.label for sample in labelled])
+    chosen = _margins(classifier, preprocessing, frames, labels)
+    alternatives = _alternatives(classifier, preprocessing)
+    better: dict[str, np.ndarray] = {}
+    for index, (name, graph, other) in enumerate(alternatives):
+        progress("comparing preprocessing", index + 1, len(alternatives))
+        first = _margins(graph, other, frames[:FIRST_LOOK], labels[:FIRST_LOOK])
+        if first.mean() < chosen[:FIRST_LOOK].mean():
+            continue
+        margins = _margins(graph, other, frames, labels)
+        if _clearly_better(margins, chosen):
+            better[name] = margins
+    if better:
+        name, margins = max(better.items(), key=lambda item: float(item[1].mean()))
         raise DatasetError(
-            f"accuracy on {len(labelled)} images is {chosen.correct.mean():.1%} as given, but "
-            f"{best.correct.mean():.1%} with {best.name}: the preprocessing is probably not the one that the "
-            "classifier was trained with. "
-            f"Export with {best.name}"
+            f"{name} fits clearly better: on {len(labels)} images the accuracy is {(margins > 0).mean():.1%} instead "
+            f"of {(chosen > 0).mean():.1%}, and {(margins > chosen).mean():.0%} of them are told apart better. The "
+            f"preprocessing is probably not the one that the classifier was trained with; export with {name}"
         )
+
+
+def _clearly_better(margins: np.ndarray, chosen: np.ndarray) -> bool:
+    won, lost = int(((margins > 0) & (chosen <= 0)).sum()), int(((margins <= 0) & (chosen > 0)).sum())
+    accuracy_gain = (won - lost) / len(chosen)
+    by_accuracy = accuracy_gain >= CLEAR_GAIN and won - lost >= CLEAR_Z * (won + lost) ** 0.5
+    difference = margins - chosen
+    z = difference.mean() / max(difference.std() / len(difference) ** 0.5, 1e-12)
+    by_margin = won >= lost and z >= CLEAR_MARGIN_Z and (difference > 0).mean() >= CLEAR_SHARE
+    return bool(by_accuracy or by_margin)
 
 
 def _alternatives(
     classifier: ClassifierGraph, chosen: Preprocessing
 ) -> list[tuple[str, ClassifierGraph, Preprocessing]]:
+    """Return what is worth a try, with the chosen resize and crop: other geometry is rarely a silent error."""
     options: list[tuple[str, ClassifierGraph, Preprocessing]] = []
     if classifier.channels == 3:
-        flag = "--classifier-bgr" if not classifier.bgr else "no --classifier-bgr"
+        flag = "--classifier-bgr" if not classifier.bgr else "RGB (no --classifier-bgr)"
         options.append((flag, replace(classifier, bgr=not classifier.bgr), chosen))
     size = (chosen.height, chosen.width)
     for name in PRESETS:
-        resolved = resolve_preprocessing(PreprocessingOptions(preset=name), classifier.channels, size)
-        options.append((f"--preprocess {name}", classifier, resolved))
+        preset = resolve_preprocessing(PreprocessingOptions(preset=name), classifier.channels, size)
+        options.append((f"--preprocess {name}", classifier, replace(chosen, mean=preset.mean, std=preset.std)))
     scaled = replace(chosen, mean=(0.0,) * chosen.channels, std=(255.0,) * chosen.channels)
     options.append(("--mean 0 --std 1", classifier, scaled))
-    same = (classifier.bgr, replace(chosen, preset=""))
-    return [(name, graph, p) for name, graph, p in options if (graph.bgr, replace(p, preset="")) != same]
+    return [(name, graph, p) for name, graph, p in options if (graph.bgr, p) != (classifier.bgr, chosen)]
 
 
-def _correct(classifier: ClassifierGraph, preprocessing: Preprocessing, samples: list[Sample]) -> np.ndarray:
+def _margins(
+    classifier: ClassifierGraph, preprocessing: Preprocessing, frames: Frames, labels: np.ndarray
+) -> np.ndarray:
+    """Logit of the label less the largest other logit, over the standard deviation of the image's logits: `[n]`."""
     model = open_ort(base_model(classifier, preprocessing).SerializeToString())
     step = 8 if classifier.dynamic_batch else 1
-    frames = np.stack([preprocess_frame(sample.frame, preprocessing) for sample in samples])
-    logits = np.concatenate(
-        [model.run({"image": frames[i : i + step]}, ["logits"])["logits"] for i in range(0, len(frames), step)]
-    )
-    return np.asarray(logits.argmax(axis=1) == [sample.label for sample in samples])
+    runs = [model.run({"image": frames[i : i + step]}, ["logits"])["logits"] for i in range(0, len(frames), step)]
+    logits = np.concatenate(runs).astype(np.float64)
+    rows = np.arange(len(labels))
+    own = logits[rows, labels]
+    spread = np.maximum(logits.std(axis=1), 1e-12)
+    logits[rows, labels] = -np.inf
+    margins: np.ndarray = (own - logits.max(axis=1)) / spread
+    return margins

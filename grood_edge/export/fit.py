@@ -61,6 +61,10 @@ class Passes:
     fit: FeaturePass
     calibration: FeaturePass | None
 
+    def unreadable(self) -> tuple[tuple[str, str], ...]:
+        """Return name and reason of every image that could not be read, calibration images included."""
+        return self.fit.unreadable + (self.calibration.unreadable if self.calibration is not None else ())
+
     def everything(self) -> FeatureTable:
         """Return the table of all ID images, those held out included."""
         held_out = self.fit.held_out
@@ -101,7 +105,9 @@ def read_passes(
     return Passes(fit, found)
 
 
-def fit_statistics(passes: Passes, classes: tuple[str, ...], ood: OodSource, options: FitOptions) -> Fitted:
+def fit_statistics(
+    passes: Passes, classes: tuple[str, ...], ood: OodSource, options: FitOptions, progress: Progress = silent
+) -> Fitted:
     """Fit prototypes and bank, and choose what calibrates: separate images, a split, or cross-fitting.
 
     Raises:
@@ -116,7 +122,7 @@ def fit_statistics(passes: Passes, classes: tuple[str, ...], ood: OodSource, opt
     promise = Promise(options.alpha, options.delta, provenance, method)  # type: ignore[arg-type]
     promise.usable_delta()
     table = passes.fit.fit if method == "split" else passes.everything()
-    require_usable_classes(table, classes)
+    require_usable_classes(table, classes, predicted=options.labels == "predicted")
     features: np.ndarray | None = None
     scores: np.ndarray | None = None
     if passes.calibration is not None:
@@ -124,7 +130,7 @@ def fit_statistics(passes: Passes, classes: tuple[str, ...], ood: OodSource, opt
     elif method == "split" and held_out is not None:
         features = held_out.features
     else:
-        scores = cross_fitted_scores(table, ood.position, options.bank, options.seed)
+        scores = cross_fitted_scores(table, ood.position, options.bank, options.seed, progress)
     return Fitted(
         head=fit_head(table, ood.position, options.bank, options.seed),
         bank=_bank_entry(table, options.bank),

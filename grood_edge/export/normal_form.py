@@ -78,6 +78,7 @@ def normal_form(model: ModelProto) -> ModelProto:
     _refuse_custom_domains(result)
     _refuse_training_mode(result)
     result = _to_opset(result)
+    _drop_weight_inputs(result.graph)
     _strip(result)
     result.ir_version = IR_VERSION
     return result
@@ -162,13 +163,33 @@ def _refuse_custom_domains(model: ModelProto) -> None:
 
 
 def _refuse_training_mode(model: ModelProto) -> None:
-    for node in _nodes(model.graph):
-        flags = {a.name: a.i for a in node.attribute}
-        if node.op_type == "BatchNormalization" and (flags.get("training_mode") or len(node.output) > 1):
-            raise ClassifierError(
-                f"node {_named(node)} is a batch norm in training mode: its output depends on the rest of the batch. "
-                "Call model.eval() before exporting the classifier"
-            )
+    for graph in _graphs(model.graph):
+        true = {tensor.name for tensor in graph.initializer if _is_true(tensor)}
+        true |= {n.output[0] for n in graph.node if n.op_type == "Constant" and any(_is_true(a.t) for a in n.attribute)}
+        for node in graph.node:
+            flag = any(a.name == "training_mode" and a.i for a in node.attribute)
+            if node.op_type == "BatchNormalization" and (flag or len(node.output) > 1):
+                raise ClassifierError(
+                    f"node {_named(node)} is a batch norm in training mode: its output depends on the rest of the "
+                    "batch. Call model.eval() before exporting the classifier"
+                )
+            if node.op_type == "Dropout" and len(node.input) > 2 and node.input[2] in true:
+                raise ClassifierError(
+                    f"node {_named(node)} is a dropout in training mode: its output is random. "
+                    "Call model.eval() before exporting the classifier"
+                )
+
+
+def _is_true(tensor: TensorProto) -> bool:
+    return tensor.data_type == TensorProto.BOOL and bool(numpy_helper.to_array(tensor).all())
+
+
+def _drop_weight_inputs(graph: GraphProto) -> None:
+    """Old files (IR version 3) list their weights among the inputs, too; only the image is one."""
+    weights = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in weights]
+    graph.ClearField("input")
+    graph.input.extend(inputs)
 
 
 def _strip(model: ModelProto) -> None:
@@ -183,6 +204,11 @@ def _strip(model: ModelProto) -> None:
         for part in (*graph.node, *graph.initializer, *graph.input, *graph.output):
             part.ClearField("doc_string")
             part.ClearField("metadata_props")
+        for attribute in (a for node in graph.node for a in node.attribute):
+            attribute.ClearField("doc_string")
+            for tensor in [attribute.t] if attribute.HasField("t") else attribute.tensors:
+                tensor.ClearField("doc_string")
+                tensor.ClearField("metadata_props")
 
 
 def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
@@ -204,8 +230,10 @@ def _named(node: NodeProto) -> str:
 
 
 def _external_tensors(model: ModelProto) -> Iterator[TensorProto]:
-    for graph in _graphs(model.graph):
-        tensors = [*graph.initializer, *(a.t for node in graph.node for a in node.attribute)]
+    roots = [model.graph, *(GraphProto(node=function.node) for function in model.functions)]
+    for graph in (part for root in roots for part in _graphs(root)):
+        attributes = [attribute for node in graph.node for attribute in node.attribute]
+        tensors = [*graph.initializer, *(tensor for a in attributes for tensor in (a.t, *a.tensors))]
         yield from (t for t in tensors if external_data_helper.uses_external_data(t))
 
 

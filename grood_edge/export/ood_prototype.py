@@ -23,10 +23,14 @@ _SIGMA = (0.2, 5.0)
 
 @dataclass(frozen=True)
 class OodSource:
-    """The OOD prototype's entry in the contract, and its position: None means "mean of the class prototypes"."""
+    """The OOD prototype's entry in the contract, and its position: None means "mean of the class prototypes".
+
+    `unreadable` names the images of `images:DIR` that could not be read, with the reason.
+    """
 
     entry: OodPrototype
     position: Vector64 | None
+    unreadable: tuple[tuple[str, str], ...] = ()
 
 
 def ood_source(text: str, model: OrtModel, reading: Reading, progress: Progress = silent) -> OodSource:
@@ -44,7 +48,7 @@ def ood_source(text: str, model: OrtModel, reading: Reading, progress: Progress 
     if text.startswith("images:"):
         found = collect_features(open_dataset(text.removeprefix("images:"), "predicted"), model, reading, progress)
         position = found.fit.class_sums.sum(axis=0) / found.fit.images
-        return OodSource(OodPrototype("images", found.fit.images, True), position)
+        return OodSource(OodPrototype("images", found.fit.images, True), position, found.unreadable)
     raise UsageError(f"--ood-prototype {text!r} is unknown; expected mean, noise or images:DIR")
 
 

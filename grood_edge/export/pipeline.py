@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, helper
+from onnx import ModelProto, TensorProto, helper
 
 from grood_edge import __version__
 from grood_edge.arrays import Frames, InputFrame, Logits
@@ -24,6 +24,8 @@ from grood_edge.export.graph import attach_head, base_model
 from grood_edge.export.normal_form import OPSET
 from grood_edge.export.ood_prototype import ood_source
 from grood_edge.export.verify import (
+    HALF_LOGIT_TOLERANCE,
+    LOGIT_TOLERANCE,
     Verification,
     reopen,
     require_equal_logits,
@@ -105,7 +107,9 @@ def export_model(
     fit_options = _fit_options(options)
     dataset = open_dataset(data, options.labels, options.classes, options.seed)
     calibration_data = _calibration_dataset(options)
+    progress("loading the classifier", 0, None)
     classifier = _classifier(model, options)
+    progress("loading the classifier", 1, 1)
     classes = _class_names(dataset, options.classes, classifier.class_count)
     preprocessing = resolve_preprocessing(
         options.preprocessing, classifier.channels, (classifier.height, classifier.width)
@@ -117,14 +121,14 @@ def export_model(
     )
     passes = read_passes(dataset, calibration_data, bare, reading, progress)
     if options.labels == "folder":
-        everything = passes.everything()
-        require_plausible_classes(everything.confusion, classes)
-        require_plausible_preprocessing(classifier, preprocessing, passes.fit.check_samples, everything.accuracy)
+        require_plausible_classes(passes.everything().confusion, classes)
+        require_plausible_preprocessing(classifier, preprocessing, passes.fit.check_samples, progress)
     ood = ood_source(options.ood_prototype, bare, replace(reading, hold_out=False), progress)
-    progress("fitting statistics", 0, 1)
-    fitted = fit_statistics(passes, classes, ood, fit_options)
+    progress("fitting statistics", 0, None)
+    fitted = fit_statistics(passes, classes, ood, fit_options, progress)
     whole, calibration = calibrated(_attached(base, fitted.head), fitted)
     progress("fitting statistics", 1, 1)
+    progress("verifying", 0, None)
     session = open_ort(whole)
     contract = Contract(
         classes=classes,
@@ -146,9 +150,13 @@ def export_model(
     frames = verification_frames(passes.fit.check_samples, preprocessing)
     verification = require_equal_scores(session, whole, contract, frames)
     expected = _classifier_logits(classifier, preprocessing, frames)
-    logit_error = require_equal_logits(run_frames(session, frames, 1), expected)
+    half = classifier.input_type == TensorProto.FLOAT16
+    tolerance = HALF_LOGIT_TOLERANCE if half else LOGIT_TOLERANCE
+    logit_error = require_equal_logits(run_frames(session, frames, 1), expected, tolerance)
+    progress("verifying", 1, 1)
     publish(artifact_bytes(whole, contract), out, options.force, check=reopen)
-    return ExportReport(out, contract, replace(verification, largest_logit_error=logit_error), passes.fit.unreadable)
+    unreadable = passes.unreadable() + ood.unreadable
+    return ExportReport(out, contract, replace(verification, largest_logit_error=logit_error), unreadable)
 
 
 def tool_versions(extra: tuple[str, ...] = ()) -> dict[str, str]:

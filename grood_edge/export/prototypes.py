@@ -26,8 +26,10 @@ def class_prototypes(table: FeatureTable) -> ClassPrototypes:
     return ClassPrototypes(table.class_sums[ids] / table.class_counts[ids, None], tuple(int(i) for i in ids))
 
 
-def require_usable_classes(table: FeatureTable, classes: tuple[str, ...]) -> None:
+def require_usable_classes(table: FeatureTable, classes: tuple[str, ...], predicted: bool = False) -> None:
     """Check that every class with images can be modelled.
+
+    Where the labels are the network's own predictions (`predicted`), a class may have one image: nobody chose it.
 
     Raises:
         DatasetError: fewer than two classes, a class with one image, or a class that is misclassified throughout.
@@ -35,7 +37,7 @@ def require_usable_classes(table: FeatureTable, classes: tuple[str, ...]) -> Non
     present = [int(i) for i in np.flatnonzero(table.class_counts)]
     if len(present) < 2:
         raise DatasetError(f"the images cover {len(present)} of {len(classes)} classes; at least two are needed")
-    lonely = [classes[i] for i in present if table.class_counts[i] == 1]
+    lonely = [classes[i] for i in present if table.class_counts[i] == 1 and not predicted]
     if lonely:
         raise DatasetError(
             f"class {lonely[0]!r} has one image ({len(lonely)} such classes); a prototype needs at least two images. "

@@ -82,7 +82,7 @@ def recalibrate(
         before.preprocessing, len(before.classes), not options.threshold_only, options.seed, options.allow_unreadable
     )
     passes = read_passes(dataset, None, model, reading, progress)
-    progress("fitting statistics", 0, 1)
+    progress("fitting statistics", 0, None)
     fitted = _fitted(artifact, passes, options)
     stored = artifact.model
     if not options.threshold_only:

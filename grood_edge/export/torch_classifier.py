@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 from grood_edge.errors import ClassifierError, MissingExtraError
 from grood_edge.export.checkpoints import MAX_PT2_BYTES, checked_pt2, state_dict
@@ -31,6 +31,7 @@ __all__ = ["onnx_from_torch"]
 
 TRACE_OPSET = 19
 MODULE_TOLERANCE = 1e-4  # relative to the largest logit: onnxruntime fuses batch norm into the convolutions
+HALF_TOLERANCE = 1e-2  # the same for float16 modules: 11 bits of mantissa, summed in another order
 _PICKLED_SUFFIXES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")
 _FORMS = "an .onnx or .pt2 file, package.module:factory, torchvision:NAME or timm:NAME"
 
@@ -70,14 +71,18 @@ def onnx_from_torch(
 
 def _module_from_factory(text: str) -> nn.Module:
     module_name, _, attribute = text.partition(":")
-    sys.path.insert(0, os.getcwd())  # as `python -m` does: a factory usually lies in the user's working folder
+    folder = os.getcwd()
+    sys.path.insert(0, folder)  # as `python -m` does: a factory usually lies in the user's working folder
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # importing runs the user's own code; anything can come out of it
         raise ClassifierError(f"cannot import {text!r}: {error}; expected package.module:factory") from error
     finally:
-        sys.path.remove(os.getcwd())
-    network = factory if isinstance(factory, nn.Module) else factory()
+        sys.path.remove(folder)
+    try:
+        network = factory if isinstance(factory, nn.Module) else factory()
+    except Exception as error:  # as above
+        raise ClassifierError(f"{text} failed with {type(error).__name__}: {error}") from error
     if not isinstance(network, nn.Module):
         raise ClassifierError(f"{text} returned {type(network).__name__}; expected a torch.nn.Module")
     return network
@@ -100,7 +105,7 @@ def _named_network(text: str, weights: Path | None) -> nn.Module:
             network = library.create_model(name, pretrained=False, num_classes=classes)
         network.load_state_dict(state)
     except (ValueError, RuntimeError, KeyError) as error:
-        raise ClassifierError(f"{weights} does not fit {text}: {str(error).splitlines()[0]}") from error
+        raise ClassifierError(f"{weights} does not fit {text}: {_first(error)}") from error
     return network.eval()
 
 
@@ -116,7 +121,7 @@ def _trace_module(network: nn.Module, input_size: tuple[int, int] | None) -> Mod
             expected = network(images)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise ClassifierError(
-                f"the network does not accept images of shape {list(images.shape)}: {str(error).splitlines()[0]}. "
+                f"the network does not accept images of shape {list(images.shape)}: {_first(error)}. "
                 "Give its input size with --input-size"
             ) from error
     if not isinstance(expected, torch.Tensor):
@@ -158,12 +163,12 @@ def _export(network: nn.Module, images: torch.Tensor) -> ModelProto:
                 )
         except Exception as error:  # tracing runs arbitrary user code; anything can come out of it
             if index + 1 == len(attempts):
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                raise ClassifierError(f"the network cannot be traced to ONNX: {reason}") from error
+                raise ClassifierError(f"the network cannot be traced to ONNX: {_first(error)}") from error
             continue
-        break
-    assert program is not None
-    model: ModelProto = program.model_proto
+        assert program is not None
+        model: ModelProto = program.model_proto
+        if shapes is None or not model.graph.input[0].type.tensor_type.shape.dim[0].dim_value:
+            break  # otherwise the network fixed the open batch, silently, at the size of the example
     return model
 
 
@@ -171,10 +176,11 @@ def _compare(model: ModelProto, images: np.ndarray, expected: np.ndarray) -> Non
     session = open_ort(model.SerializeToString())
     (name,) = session.inputs
     step = 1 if session.inputs[name][0] == 1 else len(images)
-    dtype = np.float16 if model.graph.input[0].type.tensor_type.elem_type == 10 else np.float32
+    half = model.graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT16
+    dtype = np.float16 if half else np.float32
     rows = [session.run({name: images[i : i + step].astype(dtype)}) for i in range(0, len(images), step)]
     logits = np.concatenate([next(iter(row.values())) for row in rows]).astype(np.float64)
-    limit = MODULE_TOLERANCE * max(1.0, float(np.abs(expected).max()))
+    limit = (HALF_TOLERANCE if half else MODULE_TOLERANCE) * max(1.0, float(np.abs(expected).max()))
     error = float(np.abs(logits - expected).max())
     if not error <= limit:
         raise ClassifierError(
@@ -208,7 +214,19 @@ def _onnx_from_pt2(path: Path) -> ModelProto:
         raise ClassifierError(f"{path} cannot be converted to ONNX: {_first(error)}") from error
     assert traced is not None
     model: ModelProto = traced.model_proto
+    _compare_with_program(model, program)
     return model
+
+
+def _compare_with_program(model: ModelProto, program: "torch.export.ExportedProgram") -> None:
+    inputs: tuple[Any, ...] = program.example_inputs[0] if program.example_inputs else ()
+    if len(inputs) != 1 or not isinstance(inputs[0], torch.Tensor):
+        return  # not a classifier of images; `graph_from_onnx` says so
+    images = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(0)).to(inputs[0].dtype)
+    with torch.no_grad(), _quiet():
+        expected = program.module()(images)
+    if isinstance(expected, torch.Tensor):
+        _compare(model, images.float().numpy(), expected.float().numpy())
 
 
 def _first(error: Exception) -> str:

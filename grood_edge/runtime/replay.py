@@ -9,7 +9,9 @@ from grood_edge.errors import BackendError
 from grood_edge.outputs import Outputs
 from grood_edge.runtime.backend import Backend
 
-__all__ = ["ReplayBackend", "record"]
+__all__ = ["Recorded", "ReplayBackend", "record"]
+
+Recorded = tuple[np.ndarray, Outputs]  # frames uint8 [n, h, w, c] and their outputs; n may differ between batches
 
 
 class ReplayBackend:
@@ -17,7 +19,7 @@ class ReplayBackend:
 
     provider = "replay"
 
-    def __init__(self, recording: Iterable[tuple[Frames, Outputs]]) -> None:
+    def __init__(self, recording: Iterable[Recorded]) -> None:
         self._rows = {
             frames[index].tobytes(): _row(outputs, index)
             for frames, outputs in recording
@@ -41,8 +43,8 @@ class ReplayBackend:
         self._rows = {}
 
 
-def record(backend: Backend, batches: Iterable[Frames]) -> list[tuple[Frames, Outputs]]:
-    """Run a real backend and keep what it answers, for a `ReplayBackend`."""
+def record(backend: Backend, batches: Iterable[np.ndarray]) -> list[Recorded]:
+    """Run a real backend over batches uint8 `[n, h, w, c]` and keep what it answers, for a `ReplayBackend`."""
     return [(frames, backend.run(frames)) for frames in batches]
 
 

@@ -12,7 +12,7 @@ from grood_edge.arrays import Flags, Frame, Scores
 from grood_edge.artifact import Artifact, read_artifact
 from grood_edge.conformal import count_at_least, rank_for
 from grood_edge.contract import Contract
-from grood_edge.errors import FrameError, UsageError
+from grood_edge.errors import BackendError, FrameError, UsageError
 from grood_edge.outputs import Outputs
 from grood_edge.preprocessing import preprocess_frame
 from grood_edge.runtime.backend import Backend
@@ -104,7 +104,14 @@ class Session:
         return decision
 
     def verdicts(self, outputs: Outputs) -> list[Verdict]:
-        """Return the verdicts for raw outputs, at the session's alpha."""
+        """Return the verdicts for raw outputs, at the session's alpha.
+
+        Raises:
+            BackendError: the backend answers for another number of classes than the contract has.
+        """
+        if outputs.logits.shape[1] != len(self.contract.classes):
+            found, expected = outputs.logits.shape[1], len(self.contract.classes)
+            raise BackendError(f"the backend gives {found} logits, but the contract names {expected} classes")
         decisions = self.is_ood(outputs.ood_score, outputs.valid)
         return [
             Verdict(
@@ -158,4 +165,6 @@ def open_session(
         BackendError: the provider is not available.
     """
     artifact = read_artifact(Path(path))
-    return Session(artifact, backend or OnnxRuntimeBackend(artifact, provider, threads), alpha, color)
+    if backend is None:
+        backend = OnnxRuntimeBackend(artifact, provider, threads)
+    return Session(artifact, backend, alpha, color)

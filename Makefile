@@ -1,0 +1,43 @@
+# make demo | make test | make check: each sets up what it needs on a fresh machine (Python 3.10 or newer).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MINIMAL := .venv-minimal
+export OMP_NUM_THREADS = 1
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test check docs-pictures clean
+
+demo: $(VENV)/.installed
+	$(BIN)/grood-edge demo --out grood-demo --force
+
+test: check $(MINIMAL)/.installed
+	GROOD_EDGE_MINIMAL_PYTHON=$(CURDIR)/$(MINIMAL)/bin/python $(BIN)/python -m pytest
+
+check: $(VENV)/.installed
+	$(BIN)/ruff check grood_edge tests benchmarks
+	$(BIN)/ruff format --check grood_edge tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# The oldest runtime that artifacts promise to run on: onnxruntime 1.18 and numpy 1.26, without torch and onnx.
+$(MINIMAL)/.installed: pyproject.toml Makefile | python
+	$(PYTHON) -m venv $(MINIMAL)
+	$(MINIMAL)/bin/pip install -q -e . "onnxruntime==1.18.0" "numpy==1.26.4"
+	touch $@
+
+$(VENV)/.installed: pyproject.toml constraints.txt Makefile | python
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+.PHONY: python
+python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+	  echo "$(PYTHON) is missing or older than 3.10; install Python 3.10 or newer, or run make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "installing python3-venv"; apt-get update -qq && apt-get install -y -qq python3-venv; }
+
+clean:
+	rm -rf $(VENV) $(MINIMAL) grood-demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,119 @@
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from grood_edge.demo.images import DemoImages
+from grood_edge.errors import DatasetError, OutputError, UsageError
+from grood_edge.images import find_images, load_image
+from grood_edge.runtime import open_session
+from grood_edge.runtime.score import ScoreOptions, ScoreRow, row_writer, score_images
+
+
+def scored(artifact: Path, *sources: str | Path, options: ScoreOptions | None = None) -> list[ScoreRow]:
+    rows: list[ScoreRow] = []
+    with open_session(artifact) as session:
+        score_images(session, sources, rows.append, options)
+    return rows
+
+
+def test_rows_equal_the_session_verdicts_whatever_the_batch_size(artifact_path: Path, digits: DemoImages) -> None:
+    folder = digits.near / "7"
+    rows = scored(artifact_path, folder)
+    assert [row.path for row in rows] == [str(path) for path in find_images(folder)]
+    with open_session(artifact_path) as session:
+        for row in rows[:5]:
+            frame = load_image(Path(row.path))
+            verdict, outputs = session.predict(frame), session.infer([frame])
+            assert (row.class_id, row.is_ood, row.valid) == (verdict.class_id, verdict.is_ood, verdict.valid)
+            assert row.ood_score == pytest.approx(verdict.ood_score, abs=1e-5)
+            second, best = np.sort(outputs.logits[0])[-2:]
+            assert row.logit_margin == pytest.approx(float(best - second), abs=1e-4)
+    single = scored(artifact_path, folder, options=ScoreOptions(batch_size=1))
+    assert [row.is_ood for row in single] == [row.is_ood for row in rows]
+    np.testing.assert_allclose([r.ood_score for r in single], [r.ood_score for r in rows], atol=1e-5)
+
+
+def test_file_glob_and_npz_give_the_same_scores_as_the_folder(
+    artifact_path: Path, digits: DemoImages, tmp_path: Path
+) -> None:
+    folder = digits.near / "8"
+    by_folder = [row.ood_score for row in scored(artifact_path, folder)]
+    paths = find_images(folder)
+    np.savez_compressed(tmp_path / "frames.npz", images=np.stack([load_image(path) for path in paths]))
+    by_npz = scored(artifact_path, tmp_path / "frames.npz")
+    by_glob = [row.ood_score for row in scored(artifact_path, f"{folder}/*.png")]
+    by_file = [row.ood_score for row in scored(artifact_path, *paths)]
+    assert by_glob == by_folder == by_file == [row.ood_score for row in by_npz]
+    assert by_npz[3].path.endswith("frames.npz[3]")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_every_format_holds_the_same_rows(suffix: str, artifact_path: Path, digits: DemoImages, tmp_path: Path) -> None:
+    rows = scored(artifact_path, digits.far_noise)
+    out = tmp_path / f"scores{suffix}"
+    with row_writer(out, force=False) as write:
+        for row in rows:
+            write(row)
+    if suffix == ".jsonl":
+        read = [json.loads(line) for line in out.read_text().splitlines()]
+    elif suffix == ".parquet":
+        read = pq.read_table(out).to_pylist()
+    else:
+        with out.open(newline="") as file:
+            read = list(csv.DictReader(file))
+    assert [entry["path"] for entry in read] == [row.path for row in rows]
+    np.testing.assert_allclose([float(entry["ood_score"]) for entry in read], [row.ood_score for row in rows])
+    assert [str(entry["is_ood"]) for entry in read] == [str(row.is_ood) for row in rows]
+
+
+def test_writer_leaves_nothing_when_the_block_fails_and_touches_no_existing_file(tmp_path: Path) -> None:
+    row = ScoreRow("a.png", 0, "cup", 1.0, -3.0, 0.5, False, True)
+    for suffix in (".jsonl", ".csv", ".parquet"):
+        out = tmp_path / f"scores{suffix}"
+        with pytest.raises(KeyboardInterrupt):
+            _write_and_interrupt(out, row)
+    assert list(tmp_path.iterdir()) == []
+    kept = tmp_path / "kept.csv"
+    kept.write_text("mine")
+    with pytest.raises(OutputError, match="exists"), row_writer(kept, force=False) as write:
+        write(row)
+    assert kept.read_text() == "mine"
+
+
+def _write_and_interrupt(out: Path, row: ScoreRow) -> None:
+    with row_writer(out, force=False) as write:
+        write(row)
+        raise KeyboardInterrupt
+
+
+def test_unknown_suffix_is_wrong_usage(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"\.jsonl, \.csv, \.parquet"):
+        row_writer(tmp_path / "scores.xml", force=False)
+
+
+def test_unreadable_images_are_named_and_more_than_one_percent_is_an_error(
+    artifact_path: Path, digits: DemoImages, tmp_path: Path
+) -> None:
+    for path in find_images(digits.far_noise)[:10]:
+        Image.open(path).save(tmp_path / path.name)
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot a picture")
+    with pytest.raises(DatasetError, match=r"1 of 11 images cannot be read: .*broken\.png"):
+        scored(artifact_path, tmp_path)
+    rows: list[ScoreRow] = []
+    with open_session(artifact_path) as session:
+        summary = score_images(session, [tmp_path], rows.append, ScoreOptions(allow_unreadable=True))
+    assert summary.images == len(rows) == 10
+    assert summary.unreadable[0][0].endswith("broken.png")
+    assert summary.flagged == sum(row.is_ood for row in rows)
+
+
+def test_missing_source_and_bad_batch_size(artifact_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="does not exist"):
+        scored(artifact_path, tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="batch-size"):
+        scored(artifact_path, tmp_path, options=ScoreOptions(batch_size=0))

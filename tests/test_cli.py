@@ -1,0 +1,207 @@
+"""The command line as a person meets it: exit codes, sentences, --json, Ctrl-C."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from grood_edge.cli import app
+from grood_edge.demo.images import DemoImages
+from grood_edge.demo.network import DigitNetwork
+from grood_edge.export.torch_classifier import onnx_from_torch
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
+
+
+@pytest.fixture(scope="module")
+def classifier_onnx(tmp_path_factory: pytest.TempPathFactory, network: DigitNetwork) -> Path:
+    path = tmp_path_factory.mktemp("classifier") / "classifier.onnx"
+    model, _ = onnx_from_torch(network, None, (32, 32))
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(
+    tmp_path_factory: pytest.TempPathFactory, classifier_onnx: Path, digits: DemoImages
+) -> tuple[Path, Result]:
+    out = tmp_path_factory.mktemp("exported") / "model.onnx"
+    result = run(
+        "export", classifier_onnx, "--data", digits.train, "--calibration-data", digits.calibration, "--out", out
+    )
+    return out, result
+
+
+def test_export_prints_what_it_promises_and_the_next_command(exported: tuple[Path, Result]) -> None:
+    out, result = exported
+    assert result.exit_code == 0, result.output
+    assert "accuracy 100.0%" in result.output
+    assert "with 95% confidence" in result.output
+    assert f"grood-edge score {out}" in result.output
+
+
+def test_inspect_verify_score_json(exported: tuple[Path, Result], digits: DemoImages, tmp_path: Path) -> None:
+    artifact, _ = exported
+    inspected = json.loads(run("inspect", artifact, "--json").stdout)
+    assert inspected["opset"] == 19
+    assert inspected["ir_version"] <= 10
+    assert inspected["contract"]["calibration"]["guarantee"] == "conformal"
+    verified = run("verify", artifact, "--json")
+    assert verified.exit_code == 0
+    assert json.loads(verified.stdout)["passed"] is True
+    out = tmp_path / "scores.jsonl"
+    scored = json.loads(run("score", artifact, digits.near, "--out", out, "--json").stdout)
+    assert scored["images"] == len(out.read_text().splitlines()) == 533
+    assert scored["flagged"] > 0.7 * 533
+    strict = json.loads(run("score", artifact, digits.near, "--alpha", "0.01", "--json").stdout)
+    assert strict["flagged"] < scored["flagged"]
+
+
+def test_tables_for_people(exported: tuple[Path, Result], digits: DemoImages) -> None:
+    artifact, _ = exported
+    for command in (("inspect", artifact), ("verify", artifact), ("score", artifact, digits.far_noise)):
+        result = run(*command)
+        assert result.exit_code == 0
+        assert "Traceback" not in result.output
+    assert "PASS" in run("verify", artifact).output
+    assert "\x1b[" not in run("inspect", artifact).output, "no colours or bars when the output is no terminal"
+
+
+def test_verify_fails_with_exit_code_1_when_the_machine_decides_differently(
+    exported: tuple[Path, Result], tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    from grood_edge.artifact import artifact_bytes, read_artifact
+
+    artifact = read_artifact(exported[0])
+    first, *rest = artifact.contract.probes
+    changed = replace(artifact.contract, probes=(replace(first, ood_score=first.ood_score + 0.5), *rest))
+    path = tmp_path / "other.onnx"
+    path.write_bytes(artifact_bytes(artifact.model, changed))
+    result = run("verify", path)
+    assert result.exit_code == 1
+    assert "FAIL" in result.output
+
+
+def test_without_calibration_data_nothing_is_promised_and_it_says_so(
+    classifier_onnx: Path, digits: DemoImages, tmp_path: Path
+) -> None:
+    out = tmp_path / "model.onnx"
+    result = run("export", classifier_onnx, "--data", digits.train, "--out", out)
+    assert result.exit_code == 0, result.output
+    sentence = "seen-in-training, guarantee: none"
+    assert sentence in result.output
+    assert sentence in run("inspect", out).output
+    assert sentence in run("score", out, digits.far_noise).output
+    refused = run("export", classifier_onnx, "--data", digits.train, "--out", tmp_path / "x.onnx", "--delta", "0.05")
+    assert refused.exit_code == 2
+    assert "--calibration-data" in refused.output
+    remedy = run("calibrate", out, "--data", digits.calibration, "--threshold-only")
+    assert remedy.exit_code == 0, remedy.output
+    assert "with 95% confidence" in run("inspect", out).output
+
+
+Arguments = list[str | Path]
+
+
+def refusals(
+    digits: DemoImages, classifier: Path, artifact: Path, tmp: Path
+) -> list[tuple[int, str, list[str | Path]]]:
+    """Exit code, a part of the sentence, and the arguments."""
+    out = tmp / "never.onnx"
+    data: Arguments = ["--data", digits.train, "--calibration-data", digits.calibration]
+    export: Arguments = ["export", classifier, "--out", out]
+    (tmp / "empty").mkdir()
+    existing = tmp / "existing.onnx"
+    existing.write_text("mine")
+    return [
+        (2, "Missing option", ["export", classifier]),
+        (1, "does not exist", [*export, "--data", tmp / "nowhere"]),
+        (1, "no class folders", [*export, "--data", tmp / "empty"]),
+        (1, "3 class folders, but the classifier has 7", [*export, "--data", digits.near]),
+        (1, "at least 2,995 are needed", [*export, *data, "--alpha", "0.001"]),
+        (2, "expected a number above 0", [*export, *data, "--alpha", "1.5"]),
+        (2, "--bank 'few'", [*export, *data, "--bank", "few"]),
+        (2, "--input-size", [*export, *data, "--input-size", "axb"]),
+        (2, "preset 'caffe' is unknown", [*export, *data, "--preprocess", "caffe"]),
+        (2, "unknown; expected mean, noise or images:DIR", [*export, *data, "--ood-prototype", "magic"]),
+        (1, "no tensor 'nothing'", [*export, *data, "--features", "nothing"]),
+        (1, "exists", ["export", classifier, *data, "--out", existing]),
+        (1, "does not exist; create it", ["export", classifier, *data, "--out", tmp / "no" / "model.onnx"]),
+        (1, "is a folder", ["export", classifier, *data, "--out", tmp]),
+        (1, "unpickling runs", ["export", tmp / "network.pth", *data, "--out", out]),
+        (1, "cannot import", ["export", "no_such_module:factory", *data, "--out", out]),
+        (1, "cannot read", ["export", tmp / "missing.onnx", *data, "--out", out]),
+        (1, "without a grood-edge contract", ["inspect", classifier]),
+        (1, "cannot read", ["verify", tmp / "missing.onnx"]),
+        (1, "no CUDAExecutionProvider", ["verify", artifact, "--provider", "cuda"]),
+        (1, "matches no image file", ["score", artifact, tmp / "nowhere"]),
+        (2, "expected a name ending in", ["score", artifact, digits.far_noise, "--out", tmp / "x.txt"]),
+        (1, "are needed", ["score", artifact, digits.far_noise, "--alpha", "0.0001"]),
+        (1, "are needed", ["calibrate", artifact, "--data", digits.near / "7", "--threshold-only", "--alpha", "0.001"]),
+        (1, "is no earlier demo", ["demo", "--out", tmp]),
+    ]
+
+
+def test_bad_input_gets_a_sentence_an_exit_code_and_loses_nothing(
+    classifier_onnx: Path, exported: tuple[Path, Result], digits: DemoImages, tmp_path: Path
+) -> None:
+    artifact = tmp_path / "artifact.onnx"
+    shutil.copy(exported[0], artifact)
+    before = artifact.read_bytes()
+    cases = refusals(digits, classifier_onnx, artifact, tmp_path)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    for code, part, arguments in cases:
+        result = run(*arguments)
+        assert (result.exit_code, part in result.output) == (code, True), (arguments, result.exit_code, result.output)
+        assert "Traceback" not in result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert artifact.read_bytes() == before
+    assert (tmp_path / "existing.onnx").read_text() == "mine"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_leaves_nothing_behind(
+    number: int, classifier_onnx: Path, digits: DemoImages, tmp_path: Path
+) -> None:
+    """The data never end, so the export is certainly at work when the signal comes."""
+    out, marker = tmp_path / "out" / "model.onnx", tmp_path / "marker"
+    out.parent.mkdir()
+    (tmp_path / "endless.py").write_text(
+        "import itertools, pathlib, numpy as np\n"
+        "def batches():\n"
+        "    for i in itertools.count():\n"
+        f"        pathlib.Path({str(marker)!r}).touch()\n"
+        "        yield np.full((8, 32, 32, 1), i % 256, np.uint8), np.arange(8) % 7\n"
+    )
+    command = [sys.executable, "-m", "grood_edge", "export", str(classifier_onnx), "--data", "endless:batches"]
+    with subprocess.Popen(
+        [*command, "--out", str(out)], env=ENVIRONMENT, cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while not marker.exists() and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.strip().endswith("interrupted; nothing was written")
+    assert list(out.parent.iterdir()) == []
+
+
+def test_version_and_help() -> None:
+    assert run("--version").stdout.startswith("grood-edge 0.")
+    help_text = run("--help").output
+    for command in ("export", "calibrate", "score", "inspect", "verify", "demo"):
+        assert command in help_text
+        assert run(command, "--help").exit_code == 0

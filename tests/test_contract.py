@@ -1,0 +1,341 @@
+"""The contract as text: golden bytes, round trip, and everything that a strict reader must refuse."""
+
+import base64
+import copy
+import dataclasses
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from grood_edge.artifact import read_artifact
+from grood_edge.contract import (
+    CONTRACT_VERSION,
+    MAX_CONTRACT_BYTES,
+    Calibration,
+    Classifier,
+    Contract,
+    Fit,
+    GradientBank,
+    OodPrototype,
+    Probe,
+    contract_from_json,
+    decode_scores,
+    encode_scores,
+)
+from grood_edge.errors import ArtifactError
+from grood_edge.preprocessing import Preprocessing
+
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAMAAAACCAAAAAC4HznGAAAAEElEQVR4nGNk0NBgrNDQAAADrAEbq0H03wAAAABJRU5ErkJggg=="  # 3x2
+
+HAND_MADE = Contract(
+    classes=("ж cup", 'plate "blue"'),
+    preprocessing=Preprocessing(
+        preset="custom", height=2, width=3, channels=1, filter="bilinear", crop="none", short_side=None,
+        mean=(0.0,), std=(255.0,),
+    ),
+    classifier=Classifier(
+        source="onnx", layout="NCHW", bgr=False, batch="dynamic", opset=19, features_tensor="f", features_pooled=True,
+        logits_tensor="l", dimension=4,
+    ),
+    precision="fp32",
+    ood_prototypes=(OodPrototype(source="mean", images=0, uses_ood_data=False),),
+    bank=GradientBank(choice="all", rows=5, candidates=5),
+    fit=Fit(
+        images=6, unreadable=0, labels="folder", accuracy=0.833333, seed=0, data_digest="a" * 64,
+        classes_without_prototype=(),
+    ),
+    calibration=Calibration(
+        provenance="unseen", method="separate", guarantee="conformal", alpha=0.5, delta=0.25, n=3, k=1,
+        scores="AAAgwAAAgL8AAIA+", data_digest="b" * 64, quantiles=(-2.5, -2.35, -1.75, -1.0, -0.375, 0.125, 0.25),
+    ),
+    tools={"numpy": "2.0", "grood-edge": "0.1.0"},
+    probes=(
+        Probe(
+            name="ramp", png=PNG, logits=(1.5, -0.0), class_id=0, ood_score=-1.25, p_value=0.75, is_ood=False,
+            valid=True,
+        ),
+    ),
+)  # fmt: skip
+
+GOLDEN = (
+    '{"bank":{"candidates":5,"choice":"all","rows":5},'
+    '"calibration":{"alpha":0.5,"data_digest":"' + "b" * 64 + '","delta":0.25,"guarantee":"conformal","k":1,'
+    '"method":"separate","n":3,"provenance":"unseen",'
+    '"quantiles":[-2.5,-2.35,-1.75,-1.0,-0.375,0.125,0.25],"scores":"AAAgwAAAgL8AAIA+"},'
+    '"classes":["ж cup","plate \\"blue\\""],'
+    '"classifier":{"batch":"dynamic","bgr":false,"dimension":4,"features_pooled":true,"features_tensor":"f",'
+    '"layout":"NCHW","logits_tensor":"l","opset":19,"source":"onnx"},'
+    '"fit":{"accuracy":0.833333,"classes_without_prototype":[],"data_digest":"' + "a" * 64 + '","images":6,'
+    '"labels":"folder","seed":0,"unreadable":0},'
+    '"ood_prototypes":[{"images":0,"source":"mean","uses_ood_data":false}],'
+    '"precision":"fp32",'
+    '"preprocessing":{"channels":1,"crop":"none","filter":"bilinear","height":2,"mean":[0.0],"preset":"custom",'
+    '"short_side":null,"std":[255.0],"width":3},'
+    '"probes":[{"class_id":0,"is_ood":false,"logits":[1.5,-0.0],"name":"ramp","ood_score":-1.25,"p_value":0.75,'
+    '"png":"' + PNG + '","valid":true}],'
+    '"schema":"grood-edge.contract",'
+    '"tools":{"grood-edge":"0.1.0","numpy":"2.0"},'
+    '"version":1}'
+)
+GOLDEN_DIGEST = "0213f6d0a387620f71fcdabfd11ce2345816e2a3d7872ed6b6e78b3c7d5ffc7a"
+
+
+@pytest.fixture(scope="module")
+def real(artifact_path: Path) -> Contract:
+    return read_artifact(artifact_path).contract
+
+
+@pytest.fixture
+def document() -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(GOLDEN)
+    return loaded
+
+
+def read(document: Any) -> Contract:
+    return contract_from_json(json.dumps(document))[0]
+
+
+def changed(document: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    result = copy.deepcopy(document)
+    *folders, last = path.split(".")
+    target: Any = result
+    for name in folders:
+        target = target[int(name)] if name.isdigit() else target[name]
+    target[int(last) if last.isdigit() else last] = value
+    return result
+
+
+def test_golden_bytes() -> None:
+    assert HAND_MADE.to_json() == GOLDEN
+    assert HAND_MADE.digest() == hashlib.sha256(GOLDEN.encode("utf-8")).hexdigest() == GOLDEN_DIGEST
+
+
+def test_golden_bytes_are_read_back() -> None:
+    contract, digests = contract_from_json(GOLDEN)
+    assert contract == HAND_MADE
+    assert digests == {}
+    assert isinstance(contract.probes[0].logits[1], float)
+    np.testing.assert_array_equal(contract.calibration.sorted_scores(), np.array([-2.5, -1, 0.25], np.float32))
+
+
+def test_round_trip_of_a_real_contract(real: Contract) -> None:
+    text = real.to_json({"graph": "1" * 64, "contract": "2" * 64})
+    again, digests = contract_from_json(text)
+    assert again == real
+    assert digests == {"graph": "1" * 64, "contract": "2" * 64}
+    assert again.to_json(digests) == text
+    assert again.digest() == real.digest()
+    assert len(real.probes) > 3
+
+
+def test_canonical_form(real: Contract) -> None:
+    text = real.to_json()
+    document = json.loads(text)
+    assert text == json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert document["version"] == CONTRACT_VERSION
+    assert "digests" not in document
+    assert "digests" in json.loads(real.to_json({"graph": "x"}))
+
+
+def test_digest_covers_every_value(document: dict[str, Any]) -> None:
+    seen = {HAND_MADE.digest()}
+    for path, value in [
+        ("classes.0", "mug"), ("preprocessing.std.0", 254.0), ("classifier.features_tensor", "g"), ("bank.rows", 4),
+        ("fit.images", 7), ("calibration.alpha", 0.4), ("tools.numpy", "2.1"), ("probes.0.ood_score", -1.0),
+    ]:  # fmt: skip
+        seen.add(read(changed(document, path, value)).digest())
+    assert len(seen) == 9
+
+
+def every_object(value: Any, path: str = "") -> list[str]:
+    """Return the paths of all JSON objects below `value`, but `tools`, whose keys are free."""
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    found = [path] if isinstance(value, dict) and path != ".tools" else []
+    for key, child in children:
+        found += every_object(child, f"{path}.{key}")
+    return found
+
+
+def at(document: Any, path: str) -> Any:
+    for name in path.strip(".").split(".") if path else []:
+        document = document[int(name)] if name.isdigit() else document[name]
+    return document
+
+
+def test_unknown_keys(document: dict[str, Any]) -> None:
+    paths = every_object(document)
+    assert len(paths) == 8
+    for path in paths:
+        other = copy.deepcopy(document)
+        at(other, path)["surprise"] = 1
+        with pytest.raises(ArtifactError, match=r"unknown keys.*surprise"):
+            read(other)
+
+
+def test_missing_keys(document: dict[str, Any]) -> None:
+    count = 0
+    for path in every_object(document):
+        for key in at(document, path):
+            other = copy.deepcopy(document)
+            del at(other, path)[key]
+            expected = {"schema": "schema is not", "version": "version None"}
+            with pytest.raises(ArtifactError, match=expected.get(key, rf"missing keys.*'{key}'")):
+                read(other)
+            count += 1
+    assert count == 12 + 9 + 9 + 3 + 3 + 7 + 10 + 8
+
+
+WRONG_TYPES: list[tuple[str, Any]] = [
+    ("classes", "cup"), ("classes", {"0": "cup", "1": "plate"}), ("classes.0", 1), ("classes.0", None),
+    ("preprocessing", []), ("preprocessing.height", 2.0), ("preprocessing.height", "2"), ("preprocessing.height", True),
+    ("preprocessing.mean", 0.0), ("preprocessing.mean.0", "0"), ("preprocessing.filter", "box"),
+    ("preprocessing.short_side", 2.5), ("classifier.bgr", 0), ("classifier.batch", 1), ("classifier.layout", "CHWN"),
+    ("classifier.dimension", 4.0), ("precision", "fp16"), ("ood_prototypes", None), ("ood_prototypes.0", "mean"),
+    ("bank.rows", None), ("fit.accuracy", "1"), ("fit.accuracy", True), ("fit.classes_without_prototype", None),
+    ("calibration.alpha", None), ("calibration.alpha", [0.05]), ("calibration.delta", "0.05"), ("calibration.n", 3.0),
+    ("calibration.scores", [-2.5, -1.0, 0.25]), ("calibration.guarantee", "strong"), ("tools", ["numpy"]),
+    ("tools.numpy", 2), ("probes", {}), ("probes.0.is_ood", 0), ("probes.0.logits", None), ("probes.0.ood_score", None),
+    ("digests", []), ("digests", {"graph": 1}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "value"), WRONG_TYPES)
+def test_wrong_types(document: dict[str, Any], path: str, value: Any) -> None:
+    with pytest.raises(ArtifactError, match=path.replace(".0", r"(\[0\])?").replace(".", r"\.")):
+        read(changed(document, path, value))
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1" * 400, "1" * 5000])
+@pytest.mark.parametrize("path", ["calibration.alpha", "preprocessing.mean.0", "probes.0.ood_score", "fit.seed"])
+def test_numbers_that_are_none(document: dict[str, Any], path: str, number: str) -> None:
+    text = json.dumps(changed(document, path, "NUMBER")).replace('"NUMBER"', number)
+    with pytest.raises(ArtifactError):
+        contract_from_json(text)
+
+
+def test_nan_is_not_written() -> None:
+    broken = dataclasses.replace(HAND_MADE, fit=dataclasses.replace(HAND_MADE.fit, accuracy=math.nan))
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        broken.to_json()
+
+
+@pytest.mark.parametrize("version", [2, 0, "1", 1.0, True, None, [1], 10**30])
+def test_other_versions(document: dict[str, Any], version: Any) -> None:
+    with pytest.raises(ArtifactError, match=r"reads version 1; upgrade grood-edge|not valid JSON"):
+        read(changed(document, "version", version))
+
+
+@pytest.mark.parametrize("schema", ["grood-edge", "", None, 1, ["grood-edge.contract"]])
+def test_other_schemas(document: dict[str, Any], schema: Any) -> None:
+    with pytest.raises(ArtifactError, match="another tool wrote this file"):
+        read(changed(document, "schema", schema))
+
+
+CONTRADICTIONS: list[tuple[str, Any, str]] = [
+    ("calibration.n", 4, "3 calibration scores where n is 4"),
+    ("calibration.k", 0, "k 0 where n is 3"),
+    ("calibration.k", 4, "k 4 where n is 3"),
+    ("calibration.scores", "", "0 calibration scores"),
+    ("calibration.alpha", 0.0, "alpha 0.0"),
+    ("calibration.alpha", 1.0, "alpha 1.0"),
+    ("calibration.delta", 1.5, "delta 1.5"),
+    ("calibration.provenance", "seen-in-training", "guarantee conformal"),
+    ("calibration.method", "cross-fitted", "guarantee conformal for cross-fitted"),
+    ("calibration.guarantee", "none", "guarantee none"),
+    ("classes", ["one"], "1 classes"),
+    ("classes", ["a", "b", "c"], "probes with other class counts"),
+    ("ood_prototypes", [], "0 OOD prototypes"),
+    ("bank.rows", 0, "0 bank rows"),
+    ("classifier.dimension", 0, "feature dimension 0"),
+    ("probes.0.logits", [1.0], "probes with other class counts"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "message"), CONTRADICTIONS)
+def test_contradictions(document: dict[str, Any], path: str, value: Any, message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        read(changed(document, path, value))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("height", 0), ("width", 10**6), ("channels", 2), ("std", [0.0]), ("mean", []), ("short_side", 5)],
+)
+def test_preprocessing_that_cannot_be_is_the_artifacts_fault_not_the_users(
+    document: dict[str, Any], path: str, value: Any
+) -> None:
+    """The same rules refuse a user's options as UsageError, exit code 2; here the file is wrong."""
+    with pytest.raises(ArtifactError, match="preprocessing cannot use"):
+        read(changed(document, f"preprocessing.{path}", value))
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        np.array([1.0, 0.5, 2.0]),
+        np.array([0.0, np.nan, 1.0]),
+        np.array([0.0, 1.0, np.inf]),
+        np.array([-np.inf, 0.0, 1.0]),
+    ],
+    ids=["not sorted", "nan", "inf", "-inf"],
+)
+def test_scores_that_no_decision_can_use(document: dict[str, Any], scores: np.ndarray) -> None:
+    text = base64.b64encode(scores.astype("<f4").tobytes()).decode()
+    with pytest.raises(ArtifactError, match="not finite and ascending"):
+        read(changed(document, "calibration.scores", text))
+
+
+@pytest.mark.parametrize("text", ["AAAgwAAAgL8AAIA", "AAAgwAAAgL8AAIA+AA==", "****", "AAAg wAAA", "жжжж"])
+def test_scores_that_are_not_base64_of_floats(text: str) -> None:
+    with pytest.raises(ArtifactError, match="calibration scores"):
+        decode_scores(text)
+
+
+def test_scores_round_trip_sorted() -> None:
+    scores = np.random.default_rng(0).normal(size=101).astype(np.float32)
+    np.testing.assert_array_equal(decode_scores(encode_scores(scores)), np.sort(scores))
+    assert base64.b64decode(encode_scores(np.array([1.0], np.float32))) == b"\x00\x00\x80\x3f"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "null", "[]", '"grood-edge.contract"', "{", GOLDEN[:-1], GOLDEN + "}", "[" * 100_000, '{"a":' * 100_000, "\0"],
+)
+def test_text_that_is_no_contract(text: str) -> None:
+    with pytest.raises(ArtifactError, match=r"not valid JSON|schema is not|values"):
+        contract_from_json(text)
+
+
+def test_truncated_text() -> None:
+    for end in range(0, len(GOLDEN), 7):
+        with pytest.raises(ArtifactError, match="not valid JSON"):
+            contract_from_json(GOLDEN[:end])
+
+
+def test_huge_text() -> None:
+    with pytest.raises(ArtifactError, match="at most 16,777,216"):
+        contract_from_json(GOLDEN + " " * MAX_CONTRACT_BYTES)
+
+
+def test_a_key_twice(document: dict[str, Any]) -> None:
+    """Readers differ in which one counts."""
+    assert document["bank"]["rows"] == 5
+    with pytest.raises(ArtifactError, match="twice"):
+        contract_from_json(GOLDEN.replace('"rows":5', '"rows":5,"rows":4'))
+
+
+def test_half_a_surrogate_pair(document: dict[str, Any]) -> None:
+    """JSON can escape it, UTF-8 cannot hold it, so that no digest could be computed."""
+    with pytest.raises(ArtifactError):
+        read(changed(document, "classes.0", "\ud800"))
+
+
+def test_messages_stay_short(document: dict[str, Any]) -> None:
+    with pytest.raises(ArtifactError) as error:
+        read(changed(document, "bank.rows", ["x" * 1000] * 1000))
+    assert len(str(error.value)) < 500

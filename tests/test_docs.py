@@ -1,0 +1,63 @@
+"""Every command and Python block of README and docs is executed, in the order of the page, on what the demo writes."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from grood_edge.demo.run import run_demo
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?!https?://)([^)#]+)[^)]*\)")
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("docs")
+    run_demo(folder / "grood-demo")
+    return folder
+
+
+def environment() -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if BLOCK.search(p.read_text())], ids=lambda p: p.name)
+def test_every_block_of_the_page_runs(page: Path, demo: Path, tmp_path: Path) -> None:
+    shutil.copytree(demo / "grood-demo", tmp_path / "grood-demo")
+    if page.name == "runtime.md":  # the page starts from an exported model
+        shutil.copy(demo / "grood-demo" / "model.onnx", tmp_path / "model.onnx")
+    for language, block in BLOCK.findall(page.read_text()):
+        # `pip install` is what `make` did for this very environment
+        code = re.sub(r"^pip install .*$", "", block, flags=re.MULTILINE)
+        command = ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else [sys.executable, "-c", code]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, f"{page.name}:\n{block}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in LINK.findall(page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}, which does not exist"
+
+
+def test_readme_names_every_module() -> None:
+    """The code map is complete: a module that is not in it has no place yet."""
+    text = (ROOT / "README.md").read_text()
+    missing = [
+        path.relative_to(ROOT / "grood_edge").as_posix()
+        for path in (ROOT / "grood_edge").rglob("*.py")
+        if path.name not in ("__init__.py", "__main__.py", "errors.py", "arrays.py", "progress.py")
+        and "demo/" not in path.as_posix()
+        and path.name not in text
+    ]
+    assert missing == []

@@ -1,0 +1,838 @@
+"""docs/format.md: golden bytes, its tables against a real artifact, a reader written from it, and its attacks."""
+
+import ast
+import base64
+import copy
+import functools
+import hashlib
+import json
+import math
+import os
+import re
+import struct
+import time
+import tracemalloc
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import AttributeProto, ModelProto, SparseTensorProto, TensorProto, helper, numpy_helper
+
+from grood_edge import artifact as artifact_module
+from grood_edge import stored_head
+from grood_edge.artifact import artifact_bytes, read_artifact
+from grood_edge.contract import Contract, contract_from_json
+from grood_edge.demo.images import DemoImages
+from grood_edge.errors import ArtifactError
+from grood_edge.export.head import head_constants, head_nodes
+from grood_edge.images import find_images, load_image
+from grood_edge.ort import open_ort
+from grood_edge.outputs import outputs_from_arrays
+from grood_edge.preprocessing import Preprocessing, preprocess_frame
+from grood_edge.probes import decode_png, replay_probes
+from grood_edge.stored_head import MAX_GRAPH_DEPTH
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE = (DOCS / "format.md").read_text(encoding="utf-8")
+SCHEMA = json.loads((DOCS / "contract.schema.json").read_text(encoding="utf-8"))
+VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+KEY = "grood_edge.contract"
+
+# --- A reader written from docs/format.md alone -----------------------------------------------------------------------
+
+
+def varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while data[at] > 127:
+        value, shift, at = value | (data[at] & 127) << shift, shift + 7, at + 1
+    return value | data[at] << shift, at + 1
+
+
+def top_level(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Section 11, step 2: number and raw bytes of each field. A ModelProto has wire types 0 and 2 only."""
+    at = 0
+    while at < len(data):
+        start = at
+        tag, at = varint(data, at)
+        size, at = varint(data, at)
+        at += size if tag & 7 == 2 else 0
+        yield tag >> 3, data[start:at]
+
+
+def read_by_the_book(data: bytes) -> tuple[dict[str, Any], np.ndarray]:
+    """Return the contract and its n calibration scores, with both digests checked."""
+    (text,) = (entry.value for entry in onnx.load_model_from_string(data).metadata_props if entry.key == KEY)
+    contract: dict[str, Any] = json.loads(text)
+    start = text.index('"digests":{')
+    bare = text[:start] + text[text.index("},", start) + 2 :]
+    graph = b"".join(raw for number, raw in top_level(data) if number in (7, 8, 25))
+    assert contract["schema"] == "grood-edge.contract"
+    assert contract["version"] == 1
+    assert contract["digests"]["contract"] == hashlib.sha256(bare.encode()).hexdigest()
+    assert contract["digests"]["graph"] == hashlib.sha256(graph).hexdigest()
+    return contract, np.frombuffer(base64.b64decode(contract["calibration"]["scores"]), "<f4")
+
+
+def names_by_the_book(classes: list[str]) -> str:
+    """Section 6: the value of the metadata key `names`."""
+
+    def character(c: str, quote: str) -> str:
+        code = ord(c)
+        if c in (quote, "\\"):
+            return "\\" + c
+        if code <= 0x7E:
+            return c
+        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+    def literal(name: str) -> str:
+        quote = '"' if "'" in name and '"' not in name else "'"
+        return quote + "".join(character(c, quote) for c in name) + quote
+
+    return "{" + ", ".join(f"{index}: {literal(name)}" for index, name in enumerate(classes)) + "}"
+
+
+def weight(kind: str, x: float) -> float:
+    """Section 5: the filters."""
+    x = abs(x)
+    if kind == "bilinear":
+        return max(0.0, 1 - x)
+    if kind == "bicubic":
+        return 1.5 * x**3 - 2.5 * x**2 + 1 if x < 1 else -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2 if x < 2 else 0.0
+    return float(np.sinc(x) * np.sinc(x / 3)) if x < 3 else 0.0
+
+
+def resampled(pixels: np.ndarray, lo: float, hi: float, out: int, kind: str) -> np.ndarray:
+    """Section 5: one axis, the first, from the box `lo..hi` to `out` pixels."""
+    scale = float(np.float32(hi) - np.float32(lo)) / out
+    start, size = float(np.float32(lo)), len(pixels)
+    rows = []
+    for index in range(out):
+        centre = start + (index + 0.5) * scale
+        if kind == "nearest":
+            rows.append(pixels[math.floor(centre)])
+            continue
+        f = max(1.0, scale)
+        r = {"bilinear": 1, "bicubic": 2, "lanczos": 3}[kind] * f
+        used = range(max(0, int(centre - r + 0.5)), min(size, int(centre + r + 0.5)))
+        weights = np.array([weight(kind, (j - centre + 0.5) / f) for j in used])
+        weights = weights / weights.sum() * 2**22
+        q = np.trunc(weights + np.where(weights < 0, -0.5, 0.5)).astype(np.int64)
+        total = np.tensordot(q, pixels[used.start : used.stop].astype(np.int64), 1).astype(np.int64)
+        rows.append(np.clip((total + 2**21) >> 22, 0, 255))
+    return np.array(rows, np.uint8)
+
+
+def preprocessed_by_the_book(frame: np.ndarray, p: dict[str, Any]) -> np.ndarray:
+    """Section 5, on the host: uint8 `[H, W, C]`."""
+    pixels = frame if frame.ndim == 3 else frame[..., None]
+    if p["channels"] == 1 and pixels.shape[2] == 3:
+        pixels = ((pixels @ np.array([19595, 38470, 7471], np.int64) + 32768) >> 16).astype(np.uint8)[..., None]
+    pixels = np.repeat(pixels, p["channels"] // pixels.shape[2], axis=2)
+    h, w = pixels.shape[:2]
+    top, bottom, left, right = 0.0, float(h), 0.0, float(w)
+    if p["crop"] == "center":
+        h2, w2 = p["short_side"] * h // min(h, w), p["short_side"] * w // min(h, w)
+        y, x = round((h2 - p["height"]) / 2), round((w2 - p["width"]) / 2)
+        top, bottom = y * (h / h2), min(h, (y + p["height"]) * (h / h2))
+        left, right = x * (w / w2), min(w, (x + p["width"]) * (w / w2))
+    columns_last = bottom - top > 100 * (right - left)
+    for axis in (0, 1) if columns_last else (1, 0):
+        lo, hi, out = ((top, bottom, p["height"]), (left, right, p["width"]))[axis]
+        pixels = resampled(pixels.swapaxes(0, axis), lo, hi, out, p["filter"]).swapaxes(0, axis)
+    return pixels
+
+
+def test_reader_by_the_book_on_real_digits(artifact_path: Path, digits: DemoImages) -> None:
+    contract, scores = read_by_the_book(artifact_path.read_bytes())
+    calibration = contract["calibration"]
+    folders = (digits.test, digits.near, digits.far_photos)
+    frames = [load_image(path) for folder in folders for path in find_images(folder)[::4]]
+    images = np.stack([preprocessed_by_the_book(frame, contract["preprocessing"]) for frame in frames])
+    names = ["ood_score", "p_value", "is_ood", "valid"]
+    score, p_value, is_ood, valid = onnxruntime.InferenceSession(artifact_path).run(names, {"image": images})
+    count = (scores[None, :] >= score[:, None]).sum(axis=1)
+    np.testing.assert_array_equal(p_value, (count + 1).astype(np.float32) / np.float32(calibration["n"] + 1))
+    np.testing.assert_array_equal(is_ood, ~valid | (count < calibration["k"]))
+    assert len(scores) == calibration["n"]
+    assert 0.2 < is_ood.mean() < 0.9
+
+
+@pytest.mark.parametrize("kind", ["nearest", "bilinear", "bicubic", "lanczos"])
+def test_preprocessing_by_the_book(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    for crop, short_side in (("none", None), ("center", 37)):
+        for channels, shape in ((1, (333, 211, 3)), (3, (47, 61)), (3, (19, 200, 3)), (1, (700, 5, 1)), (3, (1, 1, 3))):
+            p = Preprocessing("custom", 32, 24, channels, kind, crop, short_side, (0.0,) * channels, (1.0,) * channels)  # type: ignore[arg-type]
+            frame = rng.integers(0, 256, shape, dtype=np.uint8)
+            expected = preprocessed_by_the_book(frame, vars(p)).astype(int)
+            difference = np.abs(preprocess_frame(frame, p) - expected).max()
+            assert difference <= (0 if kind == "nearest" else 1), (crop, channels, shape)
+
+
+# --- A hand-made artifact: two classes, 2x2 grey pixels ---------------------------------------------------------------
+
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAAAAABX3VL4AAAADklEQVR4nGNg+M/o4AAABMUBgXsDZXgAAAAASUVORK5CYII="
+GOLDEN_SHA256 = "724a138c81c821091fbb3c3700786760ac96d269d8137a16b029581c6be7f24a"
+GOLDEN_TEXT = (
+    '{"bank":{"candidates":3,"choice":"all","rows":3},"calibration":{"alpha":0.5,'
+    '"data_digest":"bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb","delta":0.25,'
+    '"guarantee":"conformal","k":1,"method":"separate","n":3,"provenance":"unseen","quantiles":[-2.5,-2.25,-1.75,'
+    '-1.0,-0.5,0.125,0.25],"scores":"AAAgwAAAgL8AAIA+"},"classes":["a","größe"],"classifier":{"batch":"dynamic",'
+    '"bgr":false,"dimension":4,"features_pooled":false,"features_tensor":"f","layout":"NHWC","logits_tensor":"l",'
+    '"opset":19,"source":"onnx"},'
+    '"digests":{"contract":"82bcf97ecc9a25e9d7cfef41195f1b03e5736821937bd0887df2885e20d8dd43",'
+    '"graph":"d16ba5812700b2da2da91df953eefe304e6849bd1df70a15f9470aaa7f03a91a"},"fit":{"accuracy":0.5,'
+    '"classes_without_prototype":[],'
+    '"data_digest":"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa","images":6,'
+    '"labels":"folder","seed":0,"unreadable":0},"ood_prototypes":[{"images":0,"source":"mean",'
+    '"uses_ood_data":false}],"precision":"fp32","preprocessing":{"channels":1,"crop":"none","filter":"bilinear",'
+    '"height":2,"mean":[0.0],"preset":"custom","short_side":null,"std":[255.0],"width":2},'
+    '"probes":[{"class_id":1,"is_ood":false,"logits":[0.25098,1.501961],"name":"dots","ood_score":-0.985322,'
+    '"p_value":0.5,'
+    '"png":"iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAAAAABX3VL4AAAADklEQVR4nGNg+M/o4AAABMUBgXsDZXgAAAAASUVORK5CYII=",'
+    '"valid":true}],"schema":"grood-edge.contract","tools":{"hand":"1"},"version":1}'
+)  # fmt: skip
+
+
+def canonical(document: dict[str, Any]) -> str:
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+@functools.cache
+def golden_model() -> bytes:
+    """Section 2 and 3 by hand: features are the pixels over 255, logits their sums over the columns."""
+    half = np.full(4, 0.5, np.float32)
+    tensors = {
+        "preprocess/std": np.array([255], np.float32),
+        "classifier/w": np.array([[1, 0], [0, 1], [1, 0], [0, 1]], np.float32),
+        "grood/center": half,
+        "grood/prototypes_t": np.stack([-half, half], axis=1),
+        "grood/prototypes_sq": np.array([1, 1], np.float32),
+        "grood/ood_prototype.0": np.zeros(4, np.float32),
+        "grood/bank_t.0": np.array([[1, 0, -1], [0, 1, 0], [0, 0, 0], [0, 0, 0]], np.float32),
+        "grood/bank_log_s.0": np.array([-1, -2, -3], np.float32),
+        "grood/calibration_scores": np.array([-2.5, -1, 0.25], np.float32),
+        "grood/rank": np.array(1, np.int32),
+        "grood/p_denominator": np.array(4, np.float32),
+    }
+    nodes = [
+        helper.make_node("Cast", ["image"], ["preprocess/cast_0"], "preprocess/cast_0", to=TensorProto.FLOAT),
+        helper.make_node("Div", ["preprocess/cast_0", "preprocess/std"], ["preprocess/div_1"], "preprocess/div_1"),
+        helper.make_node("Flatten", ["preprocess/div_1"], ["features"], "output/features_0", axis=1),
+        helper.make_node("MatMul", ["features", "classifier/w"], ["logits"], "output/logits_0"),
+        *head_nodes(1),
+    ]
+    kinds = {"logits": (1, [2]), "features": (1, [4]), "class_id": (6, []), "ood_score": (1, []), "p_value": (1, []),
+             "is_ood": (9, []), "valid": (9, [])}  # fmt: skip
+    graph = helper.make_graph(
+        nodes,
+        "golden",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", 2, 2, 1])],
+        [helper.make_tensor_value_info(name, kind, ["N", *rest]) for name, (kind, rest) in kinds.items()],
+        [*head_constants(), *(numpy_helper.from_array(value, name) for name, value in tensors.items())],
+    )
+    opset = [helper.make_opsetid("", 19)]
+    return bytes(helper.make_model(graph, opset_imports=opset, ir_version=9, producer_name="hand").SerializeToString())
+
+
+@functools.cache
+def golden_contract() -> Contract:
+    return contract_from_json(GOLDEN_TEXT)[0]
+
+
+@functools.cache
+def golden() -> bytes:
+    return artifact_bytes(golden_model(), golden_contract())
+
+
+def test_golden_bytes() -> None:
+    """A change here is a change of the format: `version` must grow, or artifacts in the field are misunderstood."""
+    model = onnx.load_model_from_string(golden())
+    assert model.metadata_props[-1].value == GOLDEN_TEXT
+    assert hashlib.sha256(golden()).hexdigest() == GOLDEN_SHA256
+    assert read_artifact(golden()).contract == golden_contract()
+    onnx.checker.check_model(model)
+
+
+def test_golden_artifact_runs() -> None:
+    session = open_ort(golden())
+    report = replay_probes(golden_contract(), lambda frames: outputs_from_arrays(session.run({"image": frames})), "cpu")
+    assert report.passed
+    assert report.largest_error < 1e-5
+
+
+# --- The page's tables ------------------------------------------------------------------------------------------------
+
+
+def table(*header: str) -> list[list[str]]:
+    """Return the rows of the one table of the page whose header begins so; back-quotes are dropped."""
+    found = []
+    for block in re.findall(r"(?:^\|.*\|\n)+", PAGE, flags=re.MULTILINE):
+        lines = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|"))] for line in block.splitlines()]
+        if tuple(lines[0][: len(header)]) == header:
+            found.append([[cell.strip("`") for cell in line] for line in lines[2:]])
+    (rows,) = found
+    return rows
+
+
+def shape_of(text: str, symbols: dict[str, Any]) -> list[Any]:
+    names = [name for name in text.strip("[]").split(", ") if name]
+    return [symbols.get(name, int(name) if name.isdigit() else name) for name in names]
+
+
+def symbols_of(contract: Contract) -> dict[str, Any]:
+    p, calibration = contract.preprocessing, contract.calibration
+    sizes = {"H": p.height, "W": p.width, "C": p.channels, "K": len(contract.classes), "n": calibration.n}
+    sizes["P"] = len(contract.classes) - len(contract.fit.classes_without_prototype)
+    return {"N": "N", **sizes, "d": contract.classifier.dimension, "m": contract.bank.rows}
+
+
+@pytest.fixture(scope="module", params=["real", "golden"])
+def artifact(request: pytest.FixtureRequest, artifact_path: Path) -> bytes:
+    return artifact_path.read_bytes() if request.param == "real" else golden()
+
+
+def test_inputs_and_outputs_are_those_of_the_page(artifact: bytes) -> None:
+    model, symbols = onnx.load_model_from_string(artifact), symbols_of(read_artifact(artifact).contract)
+    found = []
+    for direction, values in (("input", model.graph.input), ("output", model.graph.output)):
+        for value in values:
+            kind = value.type.tensor_type
+            dims = [dim.dim_param or dim.dim_value for dim in kind.shape.dim]
+            found.append((direction, value.name, helper.tensor_dtype_to_np_dtype(kind.elem_type).name, dims))
+    rows = table("direction", "name", "dtype", "shape")
+    assert found == [(r[0], r[1], r[2], shape_of(r[3], symbols)) for r in rows]
+
+
+def test_stored_tensors_are_those_of_the_page(artifact: bytes) -> None:
+    model, symbols = onnx.load_model_from_string(artifact), symbols_of(read_artifact(artifact).contract)
+    tensors = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.name.startswith("grood/")}
+    fitted, constant = (
+        table("initializer", "dtype", "shape", "meaning"),
+        table("initializer", "dtype", "shape", "value"),
+    )
+    expected = {row[0]: (row[1], shape_of(row[2], symbols)) for row in (*fitted, *constant)}
+    assert {name: (array.dtype.name, list(array.shape)) for name, array in tensors.items()} == expected
+    for name, dtype, _, value in constant:
+        np.testing.assert_array_equal(tensors[name], np.dtype(dtype).type(float(value)))
+    assert all(t.HasField("raw_data") for t in model.graph.initializer if t.name in {row[0] for row in fitted})
+
+
+def test_names_are_those_of_the_page(artifact: bytes) -> None:
+    graph = onnx.load_model_from_string(artifact).graph
+    prefixes = tuple(row[0] for row in table("prefix"))
+    inner = {name for node in graph.node for name in node.output} | {t.name for t in graph.initializer}
+    assert all(node.name.startswith(prefixes) for node in graph.node)
+    assert all(name.startswith(prefixes) for name in inner - {value.name for value in graph.output})
+    head = [node for node in graph.node if node.name.startswith("grood/")]
+    assert all(node.name == "grood/" + node.output[0].removeprefix("grood/") for node in head)
+    public = {value.name for value in graph.output}
+    assert all(name.startswith("grood/") or name in public for node in head for name in node.input)
+
+
+def test_metadata_is_that_of_the_page(artifact: bytes) -> None:
+    model, contract = onnx.load_model_from_string(artifact), read_artifact(artifact).contract
+    found = {entry.key: entry.value for entry in model.metadata_props}
+    assert set(found) == {row[0] for row in table("key", "value")}
+    assert list(found)[-1] == KEY
+    assert [number for number, _ in top_level(artifact)][-len(found) :] == [14] * len(found)
+    assert found["names"] == names_by_the_book(list(contract.classes))
+    assert found["imgsz"] == f"[{contract.preprocessing.height}, {contract.preprocessing.width}]"
+    assert found["description"] == dict(row[0:3:2] for row in table("key", "value"))["description"]
+
+
+def test_names_for_other_tools_are_python_and_ascii() -> None:
+    classes = ["größe", "it's", '"q"', "both '\"", "back\\slash", "日本", "🦆", "~"]
+    document = json.loads(GOLDEN_TEXT) | {"classes": classes[:2]}
+    for pair in zip(classes[::2], classes[1::2], strict=True):
+        data = written(document | {"classes": list(pair)})
+        names = {e.key: e.value for e in onnx.load_model_from_string(data).metadata_props}["names"]
+        assert names == names_by_the_book(list(pair))
+        assert names.isascii()
+        assert ast.literal_eval(names) == dict(enumerate(pair))
+        assert read_artifact(data).contract.classes == pair
+
+
+def leaves(schema: dict[str, Any], path: str = "") -> Iterator[str]:
+    """List the fields of a schema as the page writes them: `a.b[]`, `tools.*`."""
+    target = SCHEMA["$defs"][schema["$ref"].rsplit("/", 1)[1]] if "$ref" in schema else schema
+    if "properties" in target:
+        for name, part in target["properties"].items():
+            yield from leaves(part, f"{path}.{name}".lstrip("."))
+    elif "items" in target:
+        yield from leaves(target["items"], path + "[]")
+    else:
+        yield path + ".*" if "additionalProperties" in target else path
+
+
+def test_contract_fields_are_those_of_the_schema() -> None:
+    assert [row[0] for row in table("field", "type")] == sorted(
+        leaves(SCHEMA), key=[r[0] for r in table("field")].index
+    )
+    objects = [SCHEMA, SCHEMA["properties"]["digests"], *SCHEMA["$defs"].values()]
+    objects = [part for part in objects if "properties" in part and part.get("type") == "object"]
+    assert len(objects) == 9
+    assert all(part["additionalProperties"] is False for part in objects)
+    assert all(set(part["required"]) == set(part["properties"]) for part in objects)
+
+
+# --- Attacks ----------------------------------------------------------------------------------------------------------
+
+Make = Callable[[], bytes]
+ATTACKS: dict[str, tuple[Make, str]] = {}
+
+
+def encoded(number: int, payload: bytes) -> bytes:
+    """Encode one length-delimited field."""
+    out = bytearray()
+    for part in (number << 3 | 2, len(payload)):
+        septets = max(1, -(-part.bit_length() // 7))
+        out += bytes(part >> 7 * i & 127 | (128 if i < septets - 1 else 0) for i in range(septets))
+    return bytes(out) + payload
+
+
+def entry(key: str, value: str) -> bytes:
+    return encoded(14, encoded(1, key.encode()) + encoded(2, value.encode("utf-8", "surrogatepass")))
+
+
+def with_text(text: str, model: bytes | None = None) -> bytes:
+    """Return an artifact with this contract, as it is."""
+    kept = [raw for number, raw in top_level(golden()) if number == 14][:-1]
+    return (golden_model() if model is None else model) + b"".join(kept) + entry(KEY, text)
+
+
+def sealed(document: dict[str, Any] | None = None, model: bytes | None = None) -> bytes:
+    """Return an artifact with this contract and model, and with digests that match them."""
+    model = golden_model() if model is None else model
+    bare = {key: value for key, value in (document or json.loads(GOLDEN_TEXT)).items() if key != "digests"}
+    graph = b"".join(raw for number, raw in top_level(model) if number in (7, 8, 25))
+    text = canonical(bare).encode("utf-8", "surrogatepass")
+    digests = {"graph": hashlib.sha256(graph).hexdigest(), "contract": hashlib.sha256(text).hexdigest()}
+    return with_text(canonical(bare | {"digests": digests}), model)
+
+
+def written(document: dict[str, Any]) -> bytes:
+    """Return an artifact with this contract as grood-edge itself writes it."""
+    return artifact_bytes(golden_model(), contract_from_json(canonical(document))[0])
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(GOLDEN_TEXT)
+    *folders, last = path.split(".")
+    target: Any = document
+    for name in folders:
+        target = target[int(name)] if name.isdigit() else target[name]
+    target[int(last) if last.isdigit() else last] = value
+    return document
+
+
+def attack(name: str, message: str, make: Make) -> None:
+    assert name not in ATTACKS
+    ATTACKS[name] = make, message
+
+
+def on_contract(name: str, message: str, path: str, value: Any) -> None:
+    attack(name, message, lambda: sealed(changed(path, value)))
+
+
+def on_text(name: str, message: str, old: str, new: str) -> None:
+    assert old in GOLDEN_TEXT
+    attack(name, message, lambda: with_text(GOLDEN_TEXT.replace(old, new, 1)))
+
+
+def on_model(name: str, message: str, change: Callable[[ModelProto], None]) -> None:
+    """Attack with a model that onnx itself writes, sealed again."""
+
+    def make() -> bytes:
+        model = onnx.load_model_from_string(golden_model())
+        change(model)
+        return sealed(model=bytes(model.SerializeToString()))
+
+    attack(name, message, make)
+
+
+def on_graph(name: str, message: str, raw: bytes) -> None:
+    """Attack with raw bytes at the end of the graph, sealed again."""
+
+    def make() -> bytes:
+        model = onnx.load_model_from_string(golden_model())
+        graph = model.graph.SerializeToString() + raw
+        model.ClearField("graph")
+        return sealed(model=model.SerializeToString() + encoded(7, graph))
+
+    attack(name, message, make)
+
+
+def appended(name: str, message: str, raw: bytes) -> None:
+    attack(name, message, lambda: golden() + raw)
+
+
+def tensor_of(model: ModelProto, name: str) -> TensorProto:
+    (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
+    assert isinstance(tensor, TensorProto)
+    return tensor
+
+
+def external(name: str = "outside") -> TensorProto:
+    tensor = TensorProto(name=name, dims=[1], data_type=1, data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="/etc/passwd")
+    return tensor
+
+
+def constant(**value: Any) -> onnx.NodeProto:
+    return helper.make_node("Constant", [], ["c"], **value)
+
+
+def nested(depth: int, *nodes: onnx.NodeProto) -> onnx.NodeProto:
+    graph = helper.make_graph(list(nodes), "g", [], [])
+    for _ in range(depth):
+        graph = helper.make_graph([helper.make_node("If", ["x"], ["y"], then_branch=graph)], "g", [], [])
+    return helper.make_node("If", ["x"], ["y"], then_branch=graph)
+
+
+def replaced(name: str, array: np.ndarray) -> Callable[[ModelProto], None]:
+    return lambda m: tensor_of(m, name).CopyFrom(numpy_helper.from_array(array, name))
+
+
+def set_dims(*dims: int) -> Callable[[ModelProto], None]:
+    return lambda m: tensor_of(m, "grood/bank_log_s.0").dims.__setitem__(slice(None), dims)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int, *more: bytes, data: bytes = b"\0\0\0\0\0\0") -> str:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    parts = [b"\x89PNG\r\n\x1a\n", header, *more, chunk(b"IDAT", zlib.compress(data)), chunk(b"IEND", b"")]
+    return base64.b64encode(b"".join(parts)).decode()
+
+
+# The file
+appended("trailing-zeros", "field number 0", b"\0\0")
+appended("trailing-text", "damaged", b"and more")
+appended("trailing-field", "field 100 where none is expected", encoded(100, b"x"))
+attack("trailing-artifact", "where none is expected", lambda: golden() * 2)
+appended("length-past-end", "reaches past", b"\x72\x7f")
+appended("length-of-2-to-the-63", "reaches past", b"\x72" + b"\x80" * 9 + b"\x01")
+on_graph("length-past-end-in-graph", "reaches past", b"\x0a\x7f")
+appended("varint-of-a-million-bytes", "more than 64 bits", b"\xf0" + b"\xff" * 1_000_000)
+appended("varint-of-70-bits", "more than 64 bits", b"\x08" + b"\xff" * 9 + b"\x7f")
+appended("tag-of-33-bits", "field number", b"\xf2\x80\x80\x80\x10\x00")
+appended("group", "wire type 3", b"\x73\x74")
+appended("graph-as-number", "field 7 where none is expected", b"\x38\x01")
+appended("graph-as-fixed-width", "field 7 where none is expected", b"\x39" + b"\0" * 8)
+attack("producer-as-number", "field 2 where none is expected", lambda: b"\x10\x01" + golden())
+appended("metadata-as-fixed-width", "is a number", b"\x71" + b"\0" * 8)
+attack("two-graphs", "field 7 where none is expected", lambda: sealed(model=golden_model() + encoded(7, b"")))
+attack("no-graph", "no ONNX graph", lambda: golden()[len(golden_model()) :])
+attack("empty", "no ONNX graph", lambda: b"")
+attack("no-contract", "without a grood-edge contract", golden_model)
+appended("two-contracts", "'grood_edge.contract' twice", entry(KEY, "{}"))
+appended("two-names", "'names' twice", entry("names", "{}"))
+appended("two-values-in-an-entry", "damaged", encoded(14, encoded(1, b"a") + encoded(2, b"b") * 2))
+appended("two-keys-in-an-entry", "damaged", encoded(14, encoded(1, b"a") + encoded(1, KEY.encode())))
+appended("metadata-not-utf8", "not UTF-8", encoded(14, encoded(1, b"\xff")))
+attack("tampered-names", "metadata 'names'", lambda: golden().replace(b"{0: 'a", b"{0: 'b"))
+attack("tampered-weights", "graph digest", lambda: golden().replace(struct.pack("<f", -2.5), b"\0\0\0\0", 1))
+attack("tampered-contract", "contract digest", lambda: golden().replace(b'"alpha":0.5', b'"alpha":0.4'))
+attack("tampered-digest", "contract digest", lambda: golden().replace(b'{"contract":"8', b'{"contract":"9', 1))
+on_text("extra-digest", "canonical", '"digests":{', '"digests":{"a":"",')
+
+# The graph, sealed again
+foreign = "an artifact has none"
+on_model("second-opset", foreign, lambda m: m.opset_import.append(helper.make_opsetid("com.microsoft", 1)))
+on_model("other-opset", "opset 18", lambda m: setattr(m.opset_import[0], "version", 18))
+on_model("custom-opset-alone", "opset 0", lambda m: setattr(m.opset_import[0], "domain", "x"))
+on_model("ort-format", "onnxruntime's own format", lambda m: setattr(m, "producer_name", "ORTM" + "x" * 20))
+on_model("newer-ir", "IR version 11", lambda m: setattr(m, "ir_version", 11))
+on_model("function", foreign, lambda m: m.functions.append(helper.make_function("", "Add", [], [], [], [])))
+on_model("training", foreign, lambda m: m.training_info.add().algorithm.node.add())
+attack("device-configuration", foreign, lambda: sealed(model=golden_model() + encoded(26, b"")))
+on_model("duplicate-initializer", "'grood/rank' twice", lambda m: m.graph.initializer.append(
+    numpy_helper.from_array(np.array(3, np.int32), "grood/rank")))  # fmt: skip
+rank = numpy_helper.from_array(np.array(3, np.int32), "other").SerializeToString()
+on_graph("initializer-with-two-names", "twice", encoded(5, rank + encoded(8, b"grood/rank")))
+on_model("sparse-initializer", "sparse", lambda m: m.graph.sparse_initializer.append(
+    SparseTensorProto(values=numpy_helper.from_array(np.ones(1, np.float32), "s"))))  # fmt: skip
+on_model("initializer-as-input", "the graph has", lambda m: m.graph.input.append(
+    helper.make_tensor_value_info("grood/rank", TensorProto.INT32, [])))  # fmt: skip
+on_model("missing-output", "the graph has", lambda m: m.graph.output.pop() and None)
+on_model("other-output-type", "the graph has", lambda m: setattr(m.graph.output[5].type.tensor_type, "elem_type", 1))
+attack("other-input-size", "the graph has", lambda: written(changed("preprocessing.height", 3) | {"probes": []}))
+on_model("huge-dims", "does not fit", set_dims(2**40))
+on_model("dims-that-overflow", "does not fit", set_dims(2**32, 2**32))
+on_model("negative-dims", "does not fit", set_dims(-1))
+on_model("empty-and-huge-dims", "does not fit", set_dims(0, 2**62))
+on_model("thousand-dims", "does not fit", set_dims(*[1] * 1000))
+on_model("other-shape", "grood/bank_log_s.0 is float32", replaced("grood/bank_log_s.0", np.zeros(4, np.float32)))
+on_model(
+    "too-many-prototypes", "grood/prototypes_sq is float32", replaced("grood/prototypes_sq", np.ones(3, np.float32))
+)
+on_model("other-dtype", "grood/bank_t.0 is float32", replaced("grood/bank_t.0", np.zeros((4, 3), np.float64)))
+on_model("missing-tensor", "grood/rank in the graph", lambda m: m.graph.initializer.remove(
+    tensor_of(m, "grood/rank")))  # fmt: skip
+on_model("data-not-raw", "grood/center is float32", lambda m: tensor_of(m, "grood/center").CopyFrom(
+    helper.make_tensor("grood/center", 1, [4], [0.5] * 4)))  # fmt: skip
+on_model("other-rank-in-graph", "grood/rank in the graph", replaced("grood/rank", np.array(3, np.int32)))
+on_model("other-scores-in-graph", "grood/calibration_scores in the graph",
+         replaced("grood/calibration_scores", np.array([-2.5, -1, 0], np.float32)))  # fmt: skip
+on_model("other-denominator", "grood/p_denominator", replaced("grood/p_denominator", np.array(9, np.float32)))
+on_model("deep-graphs", f"more than {MAX_GRAPH_DEPTH} deep", lambda m: m.graph.node.append(nested(20)))
+on_graph("very-deep-graphs", f"more than {MAX_GRAPH_DEPTH} deep", functools.reduce(
+    lambda inner, _: encoded(1, encoded(5, encoded(6, inner))), range(3000), b""))  # fmt: skip
+custom = helper.make_node("EPContext", [], ["c"], domain="com.microsoft", ep_cache_context="/etc/passwd")
+on_model("custom-operator", "domain 'com.microsoft'", lambda m: m.graph.node.append(custom))
+on_model("custom-operator-in-subgraph", "domain 'com.microsoft'", lambda m: m.graph.node.append(nested(2, custom)))
+
+# Data outside the file, sealed again
+outside = "'outside' keeps its data in another file"
+sparse = SparseTensorProto(values=external(), dims=[1])
+tensors = AttributeProto(name="t", type=AttributeProto.TENSORS, tensors=[external()])
+sparses = AttributeProto(name="t", type=AttributeProto.SPARSE_TENSORS, sparse_tensors=[sparse])
+graphs = AttributeProto(name="g", type=AttributeProto.GRAPHS)
+graphs.graphs.add().node.append(constant(value=external()))
+on_model("external-initializer", outside, lambda m: m.graph.initializer.append(external()))
+on_model("external-location-alone", outside, lambda m: m.graph.initializer.append(
+    TensorProto(name="outside", data_location=TensorProto.EXTERNAL)))  # fmt: skip
+on_model("external-attribute", outside, lambda m: m.graph.node.append(constant(value=external())))
+on_model("external-attribute-list", outside, lambda m: m.graph.node.add().attribute.append(tensors))
+on_model("external-subgraph", outside, lambda m: m.graph.node.append(nested(3, constant(value=external()))))
+on_model("external-subgraph-list", outside, lambda m: m.graph.node.add().attribute.append(graphs))
+on_model("external-sparse-initializer", outside, lambda m: m.graph.sparse_initializer.append(sparse))
+on_model("external-sparse-attribute", outside, lambda m: m.graph.node.append(constant(sparse_value=sparse)))
+on_model("external-sparse-list", outside, lambda m: m.graph.node.add().attribute.append(sparses))
+on_model("external-function", outside, lambda m: m.functions.append(
+    helper.make_function("f", "F", [], [], [constant(value=external())], [])))  # fmt: skip
+attribute = helper.make_attribute("w", external())
+on_model("external-function-default", outside, lambda m: m.functions.add().attribute_proto.append(attribute))
+
+# The contract, sealed again where its text is JSON
+on_contract("newer-version", "version 2 and this grood-edge reads version 1", "version", 2)
+on_contract("version-true", "version True", "version", True)
+on_contract("other-schema", "another tool", "schema", "other")
+attack("not-json", "not valid JSON", lambda: with_text(GOLDEN_TEXT[:-1]))
+attack("json-null", "another tool", lambda: with_text("null"))
+attack("byte-order-mark", "not valid JSON", lambda: with_text("\ufeff" + GOLDEN_TEXT))
+attack("not-canonical-space", "canonical", lambda: with_text(GOLDEN_TEXT.replace(":", ": ", 1)))
+attack("not-canonical-number", "canonical", lambda: with_text(GOLDEN_TEXT.replace("0.5", "5e-1", 1)))
+attack("not-canonical-escape", "canonical", lambda: with_text(GOLDEN_TEXT.replace('"all"', '"\\u0061ll"', 1)))
+on_text("duplicate-json-key", "'k' twice", '"k":1', '"k":3,"k":1')
+on_text("duplicate-json-object", "twice", '"bank":{', '"bank":{"rows":1},"bank":{')
+on_text("nan", "not a JSON number", '"alpha":0.5', '"alpha":NaN')
+on_text("infinity", "not a JSON number", '"alpha":0.5', '"alpha":-Infinity')
+on_text("number-too-large", "calibration.alpha is inf", '"alpha":0.5', '"alpha":1e999')
+on_text("number-of-a-million-digits", "1,000,000 characters", '"alpha":0.5', '"alpha":' + "1" * 1_000_000)
+on_text("fraction-of-a-million-digits", "1,000,002 characters", '"alpha":0.5', '"alpha":0.' + "1" * 1_000_000)
+on_contract("integer-too-large", "fit.images is", "fit.images", 2**53)
+on_contract("integer-as-number", "fit.images is 6.0", "fit.images", 6.0)
+on_contract("boolean-as-integer", "fit.images is True", "fit.images", True)
+on_text("deep-json", "not valid JSON", '"alpha":0.5', '"alpha":' + "[" * 500_000)
+on_text("deep-json-closed", "calibration.alpha is", '"alpha":0.5', '"alpha":' + "[" * 200 + "]" * 200)
+on_text("deep-json-objects", "not valid JSON", '"alpha":0.5', '"alpha":' + '{"a":' * 500_000)
+on_text("many-json-values", "at most 1,000,000 values", '"alpha":0.5', '"alpha":[' + "[]," * 1_000_000 + "[]]")
+attack("contract-of-17-mb", "17,000,000 bytes", lambda: with_text(" " * 17_000_000))
+on_contract("unknown-key", r"unknown keys \['note'\]", "fit.note", "x")
+attack("missing-key", "missing keys", lambda: sealed({**changed("fit", {})}))
+on_contract("k-above-n", "k 4 where n is 3", "calibration.k", 4)
+on_contract("k-zero", "k 0", "calibration.k", 0)
+on_contract("other-k", "grood/rank in the graph", "calibration.k", 2)
+for name, values in {"unsorted": [1, 0, 2], "nan": [0, np.nan, 1], "infinite": [0, 1, np.inf]}.items():
+    text = base64.b64encode(np.array(values, "<f4").tobytes()).decode()
+    on_contract(f"{name}-scores", "finite and ascending", "calibration.scores", text)
+on_contract("missing-scores", "2 calibration scores where n is 3", "calibration.scores", "AAAgwAAAgL8=")
+on_contract("broken-scores", "cannot be decoded", "calibration.scores", "AAAgwAAAgL8A")
+on_contract("scores-not-base64", "cannot be decoded", "calibration.scores", "AAAg*AAAgL8AAIA+")
+on_contract("promise-from-training-images", "guarantee", "calibration.provenance", "seen-in-training")
+control = "without control characters"
+on_contract("class-name-escape-sequence", control, "classes.0", "\x1b[2J")
+on_contract("class-name-line-feed", control, "classes.0", "a\nb")
+on_contract("class-name-turned-round", control, "classes.0", "a\u202eb")
+on_contract("class-name-empty", "without a name", "classes.0", "")
+on_contract("class-name-long", "has 1,025 characters", "classes.0", "x" * 1025)
+on_text("class-name-surrogate", "surrogates not allowed|control", '"classes":["a', '"classes":["\\ud800')
+on_contract("tool-name-control", control, "tools", {"a\x07": "1"})
+on_contract("probe-png-bomb", "no 8-bit PNG of the input's size", "probes.0.png", png(100_000, 100_000))
+text_bomb = chunk(b"zTXt", b"k\0\0" + zlib.compress(b"a" * 20_000_000))
+on_contract("probe-text-bomb", "other parts", "probes.0.png", png(2, 2, text_bomb))
+on_contract("probe-animated", "other parts", "probes.0.png", png(2, 2, chunk(b"acTL", b"\0" * 8)))
+on_contract("probe-not-png", "no 8-bit PNG", "probes.0.png", base64.b64encode(b"GIF89a" + b"\0" * 40).decode())
+on_contract("probe-not-base64", "not base64", "probes.0.png", "****")
+on_contract("probe-too-large", "probes of", "probes.0.png", png(2, 2, data=os.urandom(400_000)))
+on_contract("probe-of-no-class", "class that does not exist", "probes.0.class_id", 2)
+on_contract("many-probes", "17 probes", "probes", json.loads(GOLDEN_TEXT)["probes"] * 17)
+
+
+@contextmanager
+def bounded(seconds: float = 2.0, megabytes: float = 64.0) -> Iterator[None]:
+    """Fail when the block takes longer, or needs more memory than that at any time."""
+    tracemalloc.start()
+    start = time.process_time()  # other processes do not count
+    try:
+        yield
+        elapsed, peak = time.process_time() - start, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert elapsed < seconds
+    assert peak < megabytes * 1e6
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attack(name: str) -> None:
+    make, message = ATTACKS[name]
+    data = make()
+    assert data != golden()
+    with bounded(), pytest.raises(ArtifactError, match=message) as caught:
+        read_artifact(data)
+    assert len(str(caught.value)) < 1000
+
+
+def test_file_cut_off_anywhere(artifact_path: Path) -> None:
+    """Every length of the small file; of the real one all ends of top-level fields, and a byte beside each."""
+    real, ends, at = artifact_path.read_bytes(), set(), 0
+    for _, raw in top_level(real):
+        at += len(raw)
+        ends |= {at - len(raw) + 1, at - 1, at}
+    for data, lengths in ((golden(), range(len(golden()))), (real, sorted(ends - {len(real)}))):
+        for length in lengths:
+            with pytest.raises(ArtifactError):
+                read_artifact(data[:length])
+
+
+def test_changed_bytes_are_found_or_change_nothing_that_is_read() -> None:
+    """Only `ir_version` and the producer are outside every digest and check."""
+    rng, refused, head = np.random.default_rng(0), 0, golden_model().index(b"\x3a")  # tag of the graph
+    whole = read_artifact(golden())
+    for index in range(120):
+        changed_data = bytearray(golden())
+        at = int(rng.integers(len(changed_data) if index > 30 else head))
+        changed_data[at] ^= int(rng.integers(1, 256))
+        try:
+            found = read_artifact(bytes(changed_data))
+            assert at < head
+            assert (found.contract, found.graph_digest) == (whole.contract, whole.graph_digest)
+        except ArtifactError:
+            refused += 1
+    assert refused > 80
+
+
+def test_file_of_two_gigabytes(tmp_path: Path) -> None:
+    path = tmp_path / "large.onnx"
+    with path.open("wb") as file:
+        file.truncate(2 << 30)  # a hole: it takes no space on the disk
+    with bounded(), pytest.raises(ArtifactError, match="2,147,483,648 bytes; an artifact has at most 2,147,483,647"):
+        read_artifact(path)
+
+
+def test_what_is_not_a_regular_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path, tmp_path / "absent", Path("a\0b")):
+        with bounded(), pytest.raises(ArtifactError, match="cannot read"):
+            read_artifact(path)
+
+
+def test_file_of_many_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bounds are lowered in these two tests: under test every field costs a type check."""
+    monkeypatch.setattr(artifact_module, "MAX_MODEL_FIELDS", 20)
+    read_artifact(golden())
+    with bounded(), pytest.raises(ArtifactError, match="more fields"):
+        read_artifact(golden() + b"".join(entry(f"{i}", "") for i in range(20)))
+
+
+def test_graph_of_many_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored_head, "MAX_GRAPH_FIELDS", 1000)
+    read_artifact(golden())
+    for field in (encoded(1, b"") * 1000, encoded(1, encoded(5, b"") * 1000), encoded(5, b"\x08\x01" * 1000)):
+        model = onnx.load_model_from_string(golden_model())
+        graph = model.graph.SerializeToString() + field
+        model.ClearField("graph")
+        with bounded(), pytest.raises(ArtifactError, match="more than 1,000 fields"):
+            read_artifact(sealed(model=model.SerializeToString() + encoded(7, graph)))
+
+
+def test_class_names_are_never_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    classes = ("../../etc/passwd", "C:\\a")
+    assert read_artifact(written(changed("classes", list(classes)))).contract.classes == classes
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_probe_that_inflates() -> None:
+    """The header is honest, the data is not: no more than the picture's own rows are decoded."""
+    preprocessing = golden_contract().preprocessing
+    bomb = png(2, 2, data=b"\0\x01\x02\0\x03\x04" + bytes(200_000_000))
+    with bounded():
+        frame = decode_png(bomb, preprocessing)
+    np.testing.assert_array_equal(frame[..., 0], [[1, 2], [3, 4]])
+    damaged = bytearray(base64.b64decode(png(2, 2)))
+    damaged[45] ^= 0xFF
+    with pytest.raises(ArtifactError, match="cannot be decoded"):
+        decode_png(base64.b64encode(damaged).decode(), preprocessing)
+
+
+def test_schema_accepts_real_contracts(artifact: bytes) -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    contract, _ = read_by_the_book(artifact)
+    VALIDATOR.validate(contract)
+
+
+WRONG: list[Any] = [None, True, -1, 1.5, 2**53, "", "\x1b[2J", "x" * 2000, [], {}]
+
+
+def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    yield path
+    for key in value if isinstance(value, dict) else range(len(value[:2])) if isinstance(value, list) else ():
+        yield from places(value[key], (*path, key))
+
+
+def mutations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Replace every field by wrong values, remove it, and give it an unknown neighbour."""
+    for path in places(document):
+        for wrong in (*WRONG, "removed", "added"):
+            mutated = {"root": copy.deepcopy(document)}
+            target: Any = mutated
+            last: str | int = "root"
+            for key in path:
+                target, last = target[last], key
+            if wrong == "added" and isinstance(target[last], dict):
+                target[last]["note"] = "x"
+            elif wrong == "removed" and isinstance(target, dict):
+                del target[last]
+            elif wrong not in ("added", "removed"):
+                target[last] = wrong
+            if "root" in mutated and mutated["root"] != document:
+                yield ".".join(part for part in path if isinstance(part, str)), mutated["root"]
+
+
+def test_schema_refuses_what_the_reader_refuses() -> None:
+    document, _ = read_by_the_book(golden())
+    refused, reader_alone, schema_alone = 0, set(), set()
+    for where, mutated in mutations(document):
+        valid = VALIDATOR.is_valid(mutated)
+        try:
+            contract_from_json(canonical(mutated))
+            schema_alone |= set() if valid else {where}
+        except ArtifactError:
+            refused += 1
+            reader_alone |= {where} if valid else set()
+    assert refused > 500
+    assert reader_alone == {"calibration.quantiles", "calibration.scores"}  # a schema knows neither order nor counts
+    assert schema_alone == {"classifier.opset", "digests", "digests.contract", "digests.graph"}  # read_artifact checks
+
+
+def test_every_attack_is_on_the_page_and_has_a_test() -> None:
+    rows = table("attack", "the reader", "test")
+    named = [name for row in rows for name in re.findall(r"test_\w+(?:\[[\w-]+\])?", row[2])]
+    parametrised = {f"test_attack[{name}]" for name in ATTACKS}
+    plain = {name for name, value in globals().items() if name.startswith("test_") and callable(value)}
+    assert set(named) <= parametrised | plain
+    assert parametrised <= set(named)
+    assert len(named) == len(set(named))
+    assert all(row[0] and row[1] for row in rows)
