@@ -66,6 +66,8 @@ def open_ort(model: bytes, provider: str = "cpu", threads: int | None = None) ->
         )
     options: Any = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors arrive as exceptions
+    # Its own format is recognised by four bytes in the middle of a file; only what was checked may be loaded.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     if threads is not None:
         options.intra_op_num_threads = threads
     if provider != "cpu":

@@ -281,7 +281,9 @@ class TestPublish:
     def test_existing_is_replaced_with_force(self, tmp_path: Path) -> None:
         path = tmp_path / "a.onnx"
         path.write_bytes(b"old")
-        publish(b"new", path, force=True)
+        with path.open("rb") as reader:
+            publish(b"new", path, force=True)
+            assert reader.read() == b"old"  # who has it open keeps a whole file
         assert path.read_bytes() == b"new"
         assert os.listdir(tmp_path) == ["a.onnx"]
 

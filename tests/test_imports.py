@@ -118,16 +118,7 @@ def test_public_list_equals_what_is_visible(package: str) -> None:
     assert len(set(listed)) == len(listed)
 
 
-RECALIBRATE = "grood_edge.export.recalibrate is a function until its module is imported, and that module from then on"
-
-
-@pytest.mark.parametrize(
-    "package",
-    [
-        pytest.param("grood_edge.export", marks=pytest.mark.xfail(reason=RECALIBRATE, strict=True)),
-        "grood_edge.runtime",
-    ],
-)
+@pytest.mark.parametrize("package", ["grood_edge.export", "grood_edge.runtime"])
 def test_no_public_name_turns_into_a_submodule(package: str) -> None:
     """Importing a submodule sets an attribute of its package, over a function of the same name."""
     _, _, modules = public_names(package)

@@ -35,8 +35,9 @@ def fit_head(table: FeatureTable, ood_position: Vector64 | None, bank_rows: int 
         raise DatasetError(
             f"a full bank of {table.images:,} images does not fit; at most {MAX_ROWS:,} rows are kept. Use --bank N"
         )
-    if bank_rows is not None and len(features) > KMEANS_ROWS:
-        chosen = np.random.default_rng(seed).choice(len(features), KMEANS_ROWS, replace=False)
+    sample = max(KMEANS_ROWS, 2 * (bank_rows or 0))
+    if bank_rows is not None and len(features) > sample:
+        chosen = np.random.default_rng(seed).choice(len(features), sample, replace=False)
         features = features[np.sort(chosen)]
     g = gradients(features, prototypes, ood_prototype)
     if bank_rows is not None and bank_rows < len(features):

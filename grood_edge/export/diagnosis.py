@@ -28,7 +28,8 @@ CLEAR_GAIN = 0.03  # in accuracy, and
 CLEAR_Z = 3.0  # in standard errors of the paired difference (McNemar)
 CLEAR_MARGIN_Z = 4.0  # in standard errors of the paired difference of margins, and
 CLEAR_SHARE = 0.6  # of the images, so that a few outliers decide nothing
-ORDER_GAIN = 0.2  # a permutation is fitted to the data, so it must win by far more
+ORDER_GAIN = 0.2  # a permutation is fitted to the data, so it must win by far more, and
+ORDER_SHARE = 0.5  # explain this share of the errors: wrong colours, too, confuse classes in some order
 _LISTED_CLASSES = 2000  # beyond, the assignment problem gets too large to be worth it
 
 
@@ -48,7 +49,7 @@ def require_plausible_classes(confusion: Counter[tuple[int, int]], classes: tupl
     rows, columns = linear_sum_assignment(-counts)
     accuracy, best = np.trace(counts) / counts.sum(), counts[rows, columns].sum() / counts.sum()
     moved = [(r, c) for r, c in zip(rows, columns, strict=True) if r != c and counts[r, c] > counts[r, r]]
-    if best - accuracy < ORDER_GAIN or not moved:
+    if best - accuracy < max(ORDER_GAIN, ORDER_SHARE * (1 - accuracy)) or not moved:
         return
     order = np.argsort(columns)
     shown = ", ".join(classes[i] for i in order[:8]) + (", ..." if len(order) > 8 else "")

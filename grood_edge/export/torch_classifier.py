@@ -32,6 +32,7 @@ __all__ = ["onnx_from_torch"]
 TRACE_OPSET = 19
 MODULE_TOLERANCE = 1e-4  # relative to the largest logit: onnxruntime fuses batch norm into the convolutions
 HALF_TOLERANCE = 1e-2  # the same for float16 modules: 11 bits of mantissa, summed in another order
+_TRAINING_FLAGS = {"batch_norm": 5, "dropout": 2}  # position of the argument that says "training" in the operators
 _PICKLED_SUFFIXES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")
 _FORMS = "an .onnx or .pt2 file, package.module:factory, torchvision:NAME or timm:NAME"
 
@@ -203,10 +204,9 @@ def _onnx_from_pt2(path: Path) -> ModelProto:
     except Exception as error:  # torch's deserialiser raises many kinds on damaged files
         raise ClassifierError(f"{path} cannot be loaded by torch {torch.__version__}: {_first(error)}") from error
     for node in program.graph.nodes:
-        if "batch_norm" in str(node.target) and True in node.args[5:6]:
-            raise ClassifierError(
-                f"{path} was exported with batch norm in training mode; call .eval() and export again"
-            )
+        for layer, flag in _TRAINING_FLAGS.items():
+            if layer in str(node.target) and True in node.args[flag : flag + 1]:
+                raise ClassifierError(f"{path} has a {layer} in training mode; call .eval() and export it again")
     try:
         with _quiet():
             traced = torch.onnx.export(program, (), dynamo=True, opset_version=TRACE_OPSET, verbose=False)

@@ -57,6 +57,12 @@ def calibration_batches(digits: DemoImages) -> Batches:
 
 
 @pytest.fixture(scope="session")
+def fresh_batches(digits: DemoImages) -> Batches:
+    """The test digits, for an artifact to be refitted on."""
+    return in_memory(digits.test)
+
+
+@pytest.fixture(scope="session")
 def digit_graph(digit_onnx: Path) -> ClassifierGraph:
     return load_classifier(digit_onnx, ClassifierOptions())
 

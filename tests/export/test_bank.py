@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sklearn.cluster import KMeans
 
 from grood_edge.errors import DatasetError, MissingExtraError
 from grood_edge.evaluate.metrics import auroc
@@ -92,12 +93,15 @@ def test_duplicate_images_are_no_trouble(table: FeatureTable) -> None:
 
 
 def test_kmeans_sees_a_bounded_sample(table: FeatureTable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bank_module, "KMEANS_ROWS", 100)
-    head = fit_head(table, None, 100, 0)  # so few that all of the sample is kept: the rows can be recognised
-    full = {tuple(row) for row in fit_head(table, None, None, 0).only().bank}
-    rows = [tuple(row) for row in head.only().bank]
-    assert len(rows) == 100
-    assert set(rows) <= full
+    monkeypatch.setattr(bank_module, "KMEANS_ROWS", 150)
+    head = fit_head(table, None, 30, 4)
+    features = table.features[table.labels == table.predictions].astype(np.float64)
+    chosen = np.sort(np.random.default_rng(4).choice(len(features), 150, replace=False))
+    g = gradients(features[chosen], head.prototypes, head.only().prototype)
+    points = np.concatenate([g.u, g.log_s[:, None]], axis=1)
+    centres = KMeans(30, n_init=1, max_iter=50, random_state=4).fit(points).cluster_centers_
+    np.testing.assert_allclose(head.only().bank_log_s, centres[:, -1], rtol=1e-9)
+    assert len(fit_head(table, None, 200, 4).only().bank) == 200  # a larger bank sees more
 
 
 def test_no_correct_image_is_refused(table: FeatureTable) -> None:

@@ -80,7 +80,7 @@ class _Training(nn.Module):
 
 @pytest.mark.parametrize(
     ("layer", "message"),
-    [(nn.BatchNorm2d(8), "batch norm in training mode"), (nn.Dropout(0.5), "dropout in training mode")],
+    [(nn.BatchNorm2d(8), "batch_norm in training mode"), (nn.Dropout(0.5), "dropout in training mode")],
 )
 def test_pt2_in_training_mode_is_refused(layer: nn.Module, message: str, tmp_path: Path) -> None:
     path = saved_pt2(_Training(layer).train(), tmp_path / "training.pt2", random_batch(3))
