@@ -3,29 +3,22 @@
 The digests find damage and mix-ups. They do not stop an attacker, who can write new ones.
 """
 
-import contextlib
-import errno
 import hashlib
-import os
 import stat
-import tempfile
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from grood_edge import wire
-from grood_edge.contract import MAX_CONTRACT_BYTES, Contract, contract_from_json
-from grood_edge.errors import ArtifactError, OutputError
-from grood_edge.stored_head import STANDARD_DOMAINS, refuse_external_data, require_agreement
+from grood_edge.contract import Contract
+from grood_edge.contract_reader import MAX_CONTRACT_BYTES, contract_from_json
+from grood_edge.errors import ArtifactError
+from grood_edge.graph_check import STANDARD_DOMAINS, refuse_external_data, require_agreement
 
 __all__ = [
     "CONTRACT_KEY",
     "Artifact",
     "artifact_bytes",
-    "check_output",
     "graph_digest",
-    "publish",
-    "published",
     "read_artifact",
 ]
 
@@ -189,87 +182,6 @@ def graph_digest(model: bytes) -> str:
         if field.number in _DIGESTED:
             digest.update(field.raw)
     return digest.hexdigest()
-
-
-def check_output(path: Path, force: bool) -> None:
-    """Find out before the work whether the result can be written.
-
-    Raises:
-        OutputError: the folder is missing or not writable, the path is a folder, or exists without `force`.
-    """
-    try:
-        folder = path.resolve().parent
-        if path.is_dir():
-            raise OutputError(f"{path} is a folder; expected the path of a file to write, such as {path}/model.onnx")
-        if not folder.is_dir():
-            raise OutputError(f"the folder {folder} does not exist; create it first")
-        if not os.access(folder, os.W_OK):
-            raise OutputError(f"the folder {folder} is not writable; choose another output path")
-        if path.exists() and not path.is_file():
-            raise OutputError(f"{path} is a device or pipe; expected the path of a file to write")
-        if path.exists() and not force:
-            raise OutputError(f"{path} exists and was left as it is; use --force to replace it")
-    except OSError as error:  # a folder that must not be entered, or a name that is too long
-        raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another output path") from error
-
-
-def publish(data: bytes, path: Path, force: bool, check: Callable[[Path], None] = lambda _: None) -> None:
-    """Write to a temporary file, check that file, then rename it: all or nothing.
-
-    `check` gets the temporary file's path and raises when the file must not be published.
-
-    Raises:
-        OutputError: the file cannot be written, or `path` exists and `force` is not set.
-    """
-    with published(path, force) as temporary:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        check(temporary)
-
-
-@contextlib.contextmanager
-def published(path: Path, force: bool) -> Iterator[Path]:
-    """Hand out a temporary path beside `path`; rename it when the block ends well, remove it when it does not.
-
-    Raises:
-        OutputError: the file cannot be written, or `path` exists and `force` is not set.
-    """
-    check_output(path, force)
-    target = path.resolve()
-    temporary: Path | None = None
-    try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
-        temporary = Path(name)
-        os.close(handle)
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        if force:
-            temporary.replace(target)
-        else:
-            _move_without_replacing(temporary, target)
-    except OSError as error:
-        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
-        raise OutputError(f"cannot write {path}: {reason}; nothing was changed") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def _move_without_replacing(temporary: Path, target: Path) -> None:
-    try:
-        os.link(temporary, target)  # unlike a rename, a link never replaces a file that appeared meanwhile
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS) or target.exists():
-            raise
-        os.rename(temporary, target)  # the file system has no links (FAT on a memory card)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _read_file(path: Path) -> bytes:

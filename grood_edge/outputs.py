@@ -1,6 +1,6 @@
 """The outputs of an artifact's graph, as `docs/format.md` fixes them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from grood_edge.arrays import Features, Flags, Logits, Scores
 from grood_edge.errors import BackendError
 
-__all__ = ["OUTPUT_NAMES", "ClassIds", "Outputs", "outputs_from_arrays"]
+__all__ = ["OUTPUT_NAMES", "ClassIds", "Outputs", "concatenated", "outputs_from_arrays", "select_rows"]
 
 ClassIds = np.ndarray  # int32 [n]
 
@@ -58,3 +58,13 @@ def outputs_from_arrays(arrays: Mapping[str, np.ndarray]) -> Outputs:
         sizes = {name: len(arrays[name]) for name in OUTPUT_NAMES}
         raise BackendError(f"the backend's outputs have different batch sizes: {sizes}")
     return Outputs(**{name: arrays[name] for name in OUTPUT_NAMES})
+
+
+def select_rows(outputs: Outputs, rows: slice | Flags) -> Outputs:
+    """Return the chosen images' outputs."""
+    return Outputs(**{name: getattr(outputs, name)[rows] for name in OUTPUT_NAMES})
+
+
+def concatenated(parts: Sequence[Outputs]) -> Outputs:
+    """Return the outputs of several runs as one batch."""
+    return Outputs(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in OUTPUT_NAMES})

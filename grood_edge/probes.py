@@ -15,15 +15,14 @@ from PIL import Image
 
 from grood_edge.arrays import Frames, IdScores, InputFrame
 from grood_edge.contract import Contract, Probe
-from grood_edge.errors import ArtifactError, VerificationError
+from grood_edge.contract_reader import MAX_PROBE_CHARACTERS, MAX_PROBES
+from grood_edge.errors import ArtifactError, UsageError, VerificationError
 from grood_edge.outputs import Outputs
 from grood_edge.preprocessing import Preprocessing
 from grood_edge.scoring import Head, nearest_gap
 
 __all__ = ["ProbeReport", "ProbeRow", "decode_png", "make_probes", "replay_probes", "synthetic_frames"]
 
-MAX_PROBE_BYTES = 512 << 10  # of PNG, for all probes together
-MAX_PROBES = 16
 MARGIN = 0.01  # a probe lies at least this far from the threshold and from another class, so that no device flips it
 MIN_GAP = 1e-3  # nearer to a bank row float32 carries no score: 5 in log S between two correct CPU kernels
 
@@ -77,7 +76,10 @@ def replay_probes(contract: Contract, run: Callable[[Frames], Outputs], provider
 
     Raises:
         ArtifactError: a probe's picture is damaged or has another size than the graph's input.
+        UsageError: a provider that has no tolerance.
     """
+    if provider not in SCORE_TOLERANCE:
+        raise UsageError(f"no tolerance is known for provider {provider!r}; expected {', '.join(SCORE_TOLERANCE)}")
     frames = [decode_png(probe.png, contract.preprocessing) for probe in contract.probes]
     singles = [run(frame[None]) for frame in frames]
     rows = [_row(probe, outputs, 0) for probe, outputs in zip(contract.probes, singles, strict=True)]
@@ -105,7 +107,7 @@ def make_probes(
     """
     threshold = float(scores[scores.size - rank])
     probes: list[Probe] = []
-    budget = MAX_PROBE_BYTES
+    budget = MAX_PROBE_CHARACTERS
     for name, frame in frames:
         png = encode_png(frame)
         outputs = run(frame[None])

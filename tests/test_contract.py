@@ -15,7 +15,6 @@ import pytest
 from grood_edge.artifact import read_artifact
 from grood_edge.contract import (
     CONTRACT_VERSION,
-    MAX_CONTRACT_BYTES,
     Calibration,
     Classifier,
     Contract,
@@ -23,10 +22,10 @@ from grood_edge.contract import (
     GradientBank,
     OodPrototype,
     Probe,
-    contract_from_json,
     decode_scores,
     encode_scores,
 )
+from grood_edge.contract_reader import MAX_CONTRACT_BYTES, contract_from_json
 from grood_edge.errors import ArtifactError
 from grood_edge.preprocessing import Preprocessing
 

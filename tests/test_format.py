@@ -26,18 +26,19 @@ import pytest
 from onnx import AttributeProto, ModelProto, SparseTensorProto, TensorProto, helper, numpy_helper
 
 from grood_edge import artifact as artifact_module
-from grood_edge import stored_head
+from grood_edge import graph_check
 from grood_edge.artifact import artifact_bytes, read_artifact
-from grood_edge.contract import Contract, contract_from_json
+from grood_edge.contract import Contract
+from grood_edge.contract_reader import contract_from_json
 from grood_edge.demo.images import DemoImages
 from grood_edge.errors import ArtifactError
 from grood_edge.export.head import head_constants, head_nodes
+from grood_edge.graph_check import MAX_GRAPH_DEPTH
 from grood_edge.images import find_images, load_image
 from grood_edge.ort import open_ort
 from grood_edge.outputs import outputs_from_arrays
 from grood_edge.preprocessing import Preprocessing, preprocess_frame
 from grood_edge.probes import decode_png, replay_probes
-from grood_edge.stored_head import MAX_GRAPH_DEPTH
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = (DOCS / "format.md").read_text(encoding="utf-8")
@@ -755,7 +756,7 @@ def test_file_of_many_fields(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_graph_of_many_fields(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stored_head, "MAX_GRAPH_FIELDS", 1000)
+    monkeypatch.setattr(graph_check, "MAX_GRAPH_FIELDS", 1000)
     read_artifact(golden())
     for field in (encoded(1, b"") * 1000, encoded(1, encoded(5, b"") * 1000), encoded(5, b"\x08\x01" * 1000)):
         model = onnx.load_model_from_string(golden_model())

@@ -14,6 +14,7 @@ from PIL import Image
 from grood_edge.arrays import Frames, InputFrame
 from grood_edge.artifact import read_artifact
 from grood_edge.contract import Contract, Probe
+from grood_edge.contract_reader import MAX_PROBE_CHARACTERS, MAX_PROBES
 from grood_edge.demo.images import DemoImages
 from grood_edge.errors import ArtifactError, VerificationError
 from grood_edge.images import find_images, load_image
@@ -21,8 +22,6 @@ from grood_edge.outputs import Outputs
 from grood_edge.preprocessing import PreprocessingOptions, preprocess_frame, resolve_preprocessing
 from grood_edge.probes import (
     MARGIN,
-    MAX_PROBE_BYTES,
-    MAX_PROBES,
     decode_png,
     encode_png,
     make_probes,
@@ -239,7 +238,7 @@ class TestMake:
         outputs = session.backend.run(np.zeros((1, 32, 32, 1), np.uint8))
         probes = make_probes(noise + flat, lambda _: outputs, np.array([1e6], np.float32), 1)
         assert [probe.name for probe in probes] == ["noise 0", "noise 1", "noise 2", "noise 3", "flat"]
-        assert sum(len(probe.png) for probe in probes) <= MAX_PROBE_BYTES == 512 * 1024
+        assert sum(len(probe.png) for probe in probes) <= MAX_PROBE_CHARACTERS == 512 * 1024
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (224, 224), (1, 1), (1, 7), (299, 200), (3, 2)])
@@ -252,7 +251,7 @@ def test_synthetic_frames(height: int, width: int, channels: int) -> None:
         assert frame.shape == (height, width, channels)
         assert frame.dtype == np.uint8
         np.testing.assert_array_equal(decode_png(encode_png(frame), p), frame)
-    assert sum(len(encode_png(frame)) for _, frame in frames) < MAX_PROBE_BYTES
+    assert sum(len(encode_png(frame)) for _, frame in frames) < MAX_PROBE_CHARACTERS
     again = synthetic_frames(p)
     assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(frames, again, strict=True))
     if min(height, width) > 30:

@@ -12,6 +12,7 @@ from grood_edge import wire
 from grood_edge.artifact import read_artifact
 from grood_edge.demo.images import DemoImages
 from grood_edge.errors import ArtifactError
+from grood_edge.graph_check import refuse_external_data
 from grood_edge.images import find_images, load_image
 from grood_edge.ort import OrtModel, open_ort
 from grood_edge.outputs import Outputs
@@ -24,7 +25,6 @@ from grood_edge.stored_head import (
     head_model,
     head_tensors,
     model_with_tensors,
-    refuse_external_data,
 )
 
 DECISIONS = ["class_id", "ood_score", "p_value", "is_ood", "valid"]

@@ -11,8 +11,9 @@ from onnx import ModelProto, TensorProto, helper
 
 from grood_edge import __version__
 from grood_edge.arrays import Frames, InputFrame, Logits
-from grood_edge.artifact import artifact_bytes, check_output, publish
+from grood_edge.artifact import artifact_bytes
 from grood_edge.contract import Classifier, Contract
+from grood_edge.contract_reader import MAX_PROBES
 from grood_edge.errors import DatasetError
 from grood_edge.export.calibration import Promise
 from grood_edge.export.classifier import ClassifierGraph, ClassifierOptions, load_classifier
@@ -42,9 +43,11 @@ from grood_edge.preprocessing import (
     preprocess_frame,
     resolve_preprocessing,
 )
-from grood_edge.probes import MAX_PROBES, make_probes, synthetic_frames
+from grood_edge.probes import make_probes, synthetic_frames
 from grood_edge.progress import Progress, silent
+from grood_edge.publishing import check_output, publish
 from grood_edge.scoring import Head
+from grood_edge.stored_head import head_from_model
 
 __all__ = ["ExportOptions", "ExportReport", "export_model"]
 
@@ -145,6 +148,7 @@ def export_model(
             lambda frames: run_frames(session, frames, len(frames)),
             calibration.sorted_scores(),
             calibration.k,
+            head_from_model(whole),
         ),
     )
     frames = verification_frames(passes.fit.check_samples, preprocessing)

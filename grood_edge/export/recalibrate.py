@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from grood_edge.artifact import Artifact, artifact_bytes, check_output, publish, read_artifact
+from grood_edge.artifact import Artifact, artifact_bytes, read_artifact
 from grood_edge.contract import Contract, Probe
 from grood_edge.export.calibration import Promise
 from grood_edge.export.dataset import LabelSource, open_dataset
@@ -18,6 +18,8 @@ from grood_edge.export.verify import Verification, reopen, require_equal_scores,
 from grood_edge.ort import OrtModel, open_ort
 from grood_edge.probes import decode_png, make_probes
 from grood_edge.progress import Progress, silent
+from grood_edge.publishing import check_output, publish
+from grood_edge.scoring import Head
 from grood_edge.stored_head import head_from_model, head_tensors, model_with_tensors
 
 __all__ = ["RecalibrateOptions", "RecalibrateReport", "recalibrate"]
@@ -91,7 +93,7 @@ def recalibrate(
     progress("fitting statistics", 1, 1)
     contract = replace(before, calibration=calibration, bank=fitted.bank, fit=fitted.fit)
     session = open_ort(stored)
-    contract = replace(contract, probes=_again(session, contract))
+    contract = replace(contract, probes=_again(session, contract, head_from_model(stored)))
     frames = verification_frames(passes.fit.check_samples, before.preprocessing)
     verification = require_equal_scores(session, stored, contract, frames)
     publish(artifact_bytes(stored, contract), target, options.force or out is None, check=reopen)
@@ -126,8 +128,8 @@ def _fitted(artifact: Artifact, passes: Passes, options: RecalibrateOptions) -> 
     return fit_statistics(passes, before.classes, OodSource(entry, position), fit_options)
 
 
-def _again(session: OrtModel, contract: Contract) -> tuple[Probe, ...]:
+def _again(session: OrtModel, contract: Contract, head: Head) -> tuple[Probe, ...]:
     """Record the same probe frames with the outputs that they give now."""
     frames = [(probe.name, decode_png(probe.png, contract.preprocessing)) for probe in contract.probes]
     scores, rank = contract.calibration.sorted_scores(), contract.calibration.k
-    return make_probes(frames, lambda batch: run_frames(session, batch, len(batch)), scores, rank)
+    return make_probes(frames, lambda batch: run_frames(session, batch, len(batch)), scores, rank, head)

@@ -6,7 +6,7 @@ import numpy as np
 
 from grood_edge.arrays import Frames
 from grood_edge.errors import BackendError
-from grood_edge.outputs import Outputs
+from grood_edge.outputs import Outputs, concatenated, select_rows
 from grood_edge.runtime.backend import Backend
 
 __all__ = ["Recorded", "ReplayBackend", "record"]
@@ -21,7 +21,7 @@ class ReplayBackend:
 
     def __init__(self, recording: Iterable[Recorded]) -> None:
         self._rows = {
-            frames[index].tobytes(): _row(outputs, index)
+            frames[index].tobytes(): select_rows(outputs, slice(index, index + 1))
             for frames, outputs in recording
             for index in range(len(outputs))
         }
@@ -36,7 +36,7 @@ class ReplayBackend:
         missing = [index for index, key in enumerate(keys) if key not in self._rows]
         if missing:
             raise BackendError(f"frame {missing[0]} of {len(keys)} is not in the recording; record it first")
-        return _stacked([self._rows[key] for key in keys])
+        return concatenated([self._rows[key] for key in keys])
 
     def close(self) -> None:
         """Forget the recording."""
@@ -46,11 +46,3 @@ class ReplayBackend:
 def record(backend: Backend, batches: Iterable[np.ndarray]) -> list[Recorded]:
     """Run a real backend over batches uint8 `[n, h, w, c]` and keep what it answers, for a `ReplayBackend`."""
     return [(frames, backend.run(frames)) for frames in batches]
-
-
-def _row(outputs: Outputs, index: int) -> Outputs:
-    return Outputs(**{name: value[index : index + 1] for name, value in vars(outputs).items()})
-
-
-def _stacked(rows: list[Outputs]) -> Outputs:
-    return Outputs(**{name: np.concatenate([vars(row)[name] for row in rows]) for name in vars(rows[0])})

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from grood_edge.arrays import Frame, InputFrame
-from grood_edge.artifact import published
 from grood_edge.errors import DatasetError, MissingExtraError, UsageError
 from grood_edge.images import UnreadableImageError, find_images, load_image, open_npz
 from grood_edge.preprocessing import Preprocessing, preprocess_frame
 from grood_edge.progress import Progress, silent
+from grood_edge.publishing import published
 from grood_edge.runtime.session import Session
 
 __all__ = ["ScoreRow", "ScoreSummary", "row_writer", "score_images"]

@@ -13,7 +13,7 @@ from grood_edge.artifact import Artifact, read_artifact
 from grood_edge.conformal import count_at_least, rank_for
 from grood_edge.contract import Contract
 from grood_edge.errors import BackendError, FrameError, UsageError
-from grood_edge.outputs import Outputs
+from grood_edge.outputs import Outputs, concatenated
 from grood_edge.preprocessing import preprocess_frame
 from grood_edge.runtime.backend import Backend
 from grood_edge.runtime.onnxrt import OnnxRuntimeBackend
@@ -96,7 +96,7 @@ class Session:
         if not self._single:
             return self.backend.run(batch)
         runs = [self.backend.run(batch[i : i + 1]) for i in range(len(batch))]
-        return Outputs(**{name: np.concatenate([vars(run)[name] for run in runs]) for name in vars(runs[0])})
+        return concatenated(runs)
 
     def is_ood(self, scores: Scores, valid: Flags) -> Flags:
         """Decide at the session's alpha: not valid, or at most k - 1 calibration scores are >= the score."""

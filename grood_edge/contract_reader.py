@@ -1,0 +1,237 @@
+"""Read a contract: untrusted input, so every key, type and bound is checked before anything else is done with it."""
+
+import base64
+import dataclasses
+import json
+import re
+import reprlib
+import struct
+import sys
+import types
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from grood_edge.contract import CONTRACT_VERSION, SCHEMA_NAME, Calibration, Contract
+from grood_edge.errors import ArtifactError, UsageError
+from grood_edge.preprocessing import Preprocessing
+
+__all__ = ["MAX_CONTRACT_BYTES", "MAX_PROBES", "MAX_PROBE_CHARACTERS", "contract_from_json"]
+
+MAX_CONTRACT_BYTES = 16 << 20
+MAX_VALUES = 1_000_000  # in the whole document, counted before parsing: bounds time and memory
+MAX_CLASSES = 100_000
+MAX_TEXT = 1024  # characters of a name; scores and pictures are bounded by the document
+MAX_INTEGER = (1 << 53) - 1  # every JSON reader keeps integers up to here
+MAX_PROBES = 16
+MAX_TOOLS = 64
+MAX_PROBE_CHARACTERS = 512 << 10  # of base64, for all probes together
+
+_LARGEST = sys.float_info.max
+_LONGEST_NUMBER = 32  # characters; the shortest text of a float64 has at most 24
+_LONG_TEXTS = (".scores", ".png")
+# Control characters, line separators, marks that turn the writing direction, lone surrogates: names are printed.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+_T = TypeVar("_T")
+
+
+def contract_from_json(text: str) -> tuple[Contract, dict[str, str]]:
+    """Read a contract and its digests.
+
+    Raises:
+        ArtifactError: not JSON, another schema, a newer version, or any field that is not as specified.
+    """
+    if len(text) > MAX_CONTRACT_BYTES or sum(map(text.count, ",[{")) > MAX_VALUES:
+        raise ArtifactError(
+            f"the contract has {len(text):,} characters; at most {MAX_CONTRACT_BYTES:,} are read, "
+            f"with at most {MAX_VALUES:,} values"
+        )
+    try:
+        document = json.loads(
+            text,
+            parse_constant=_refuse_constant,
+            parse_int=_number(int),
+            parse_float=_number(float),
+            object_pairs_hook=_unique_keys,
+        )
+        json.dumps(document, ensure_ascii=False).encode()  # an escaped lone surrogate is text that no file can hold
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"the contract is not valid JSON ({error}); export the artifact again") from error
+    if not isinstance(document, dict) or document.pop("schema", None) != SCHEMA_NAME:
+        raise ArtifactError(f"the contract's schema is not {SCHEMA_NAME!r}: another tool wrote this file")
+    version = document.pop("version", None)
+    if type(version) is not int or version != CONTRACT_VERSION:
+        raise ArtifactError(
+            f"the contract has version {_short(version)} and this grood-edge reads version {CONTRACT_VERSION}; "
+            "upgrade grood-edge, or export the artifact again"
+        )
+    digests = _read(dict[str, str], document.pop("digests", {}), "digests")
+    contract = _read(Contract, document, "contract")
+    _check_consistency(contract)
+    return contract, digests
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in document:
+            raise ValueError(f"an object has the key {_short(key)} twice")
+        document[key] = value
+    return document
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _number(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        if len(text) > _LONGEST_NUMBER:
+            raise ValueError(f"a number has {len(text):,} characters")
+        return kind(text)
+
+    return read
+
+
+def _check_consistency(contract: Contract) -> None:
+    for holds, found in (*_network_rules(contract), *_calibration_rules(contract.calibration), *_probe_rules(contract)):
+        if not holds:
+            raise ArtifactError(f"the contract contradicts itself: it has {found}; export the artifact again")
+
+
+def _network_rules(contract: Contract) -> list[tuple[bool, str]]:
+    bank, fit, count = contract.bank, contract.fit, len(contract.ood_prototypes)
+    return [
+        (2 <= len(contract.classes) <= MAX_CLASSES, f"{len(contract.classes)} classes"),
+        (all(contract.classes), "a class without a name"),
+        (contract.classifier.dimension >= 1, f"feature dimension {contract.classifier.dimension}"),
+        (count == 1, f"{count} OOD prototypes (this version reads one)"),
+        (all(p.images >= 0 for p in contract.ood_prototypes), "an OOD prototype with a negative number of images"),
+        (1 <= bank.rows <= bank.candidates, f"{bank.rows} bank rows of {bank.candidates} candidates"),
+        (fit.images >= 1 and fit.unreadable >= 0, f"{fit.images} images, {fit.unreadable} unreadable"),
+        (fit.accuracy is None or 0 <= fit.accuracy <= 1, f"accuracy {fit.accuracy}"),
+        (fit.seed >= 0, f"seed {fit.seed}"),
+        (set(fit.classes_without_prototype) <= set(contract.classes), "a class without prototype that is no class"),
+        (_SHA256.fullmatch(fit.data_digest) is not None, f"data digest {_short(fit.data_digest)}"),
+        (len(contract.tools) <= MAX_TOOLS, f"{len(contract.tools)} tools"),
+    ]
+
+
+def _calibration_rules(calibration: Calibration) -> list[tuple[bool, str]]:
+    n_scores, quantiles = calibration.sorted_scores().size, calibration.quantiles
+    return [
+        (n_scores == calibration.n, f"{n_scores} calibration scores where n is {calibration.n}"),
+        (1 <= calibration.k <= calibration.n, f"k {calibration.k} where n is {calibration.n}"),
+        (0 < calibration.alpha < 1, f"alpha {calibration.alpha}"),
+        (calibration.delta is None or 0 < calibration.delta < 1, f"delta {calibration.delta}"),
+        (
+            (calibration.guarantee == "none") == (calibration.provenance == "seen-in-training")
+            and (calibration.guarantee, calibration.method) != ("conformal", "cross-fitted"),
+            f"guarantee {calibration.guarantee} for {calibration.method} scores of {calibration.provenance} images",
+        ),
+        (calibration.delta is None or calibration.guarantee != "none", "a delta without a guarantee"),
+        (list(quantiles) == sorted(quantiles) and len(quantiles) == 7, "other than 7 ascending quantiles"),
+        (_SHA256.fullmatch(calibration.data_digest) is not None, f"data digest {_short(calibration.data_digest)}"),
+    ]
+
+
+def _probe_rules(contract: Contract) -> list[tuple[bool, str]]:
+    probes, classes = contract.probes, len(contract.classes)
+    size = sum(len(p.png) for p in probes)
+    header = _png_header(contract.preprocessing)
+    pictures = [_decoded(p.png) for p in probes]
+    return [
+        (len(probes) <= MAX_PROBES, f"{len(probes)} probes"),
+        (size <= MAX_PROBE_CHARACTERS, f"probes of {size:,} characters"),
+        (all(len(p.logits) == classes for p in probes), "probes with other class counts"),
+        (all(0 <= p.class_id < classes for p in probes), "a probe of a class that does not exist"),
+        (all(0 <= p.p_value <= 1 for p in probes), "a probe with a p_value outside 0..1"),
+        (all(raw.startswith(header) for raw in pictures), "a probe that is no 8-bit PNG of the input's size"),
+        (all(_is_plain_png(raw) for raw in pictures), "a probe whose PNG has other parts than IHDR, IDAT and IEND"),
+    ]
+
+
+def _png_header(preprocessing: Preprocessing) -> bytes:
+    """Return how every 8-bit PNG of the graph's input size begins: a decoder then never meets a larger one."""
+    size = struct.pack(">II", preprocessing.width, preprocessing.height)
+    color = 0 if preprocessing.channels == 1 else 2
+    return b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + size + bytes([8, color, 0, 0, 0])
+
+
+def _is_plain_png(raw: bytes) -> bool:
+    kinds, position = [], 8
+    while position + 12 <= len(raw):
+        kinds.append(raw[position + 4 : position + 8])
+        position += 12 + int.from_bytes(raw[position : position + 4], "big")
+    whole = position == len(raw) and kinds[:1] == [b"IHDR"] and kinds[-1:] == [b"IEND"]
+    return whole and set(kinds[1:-1]) == {b"IDAT"}
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise ArtifactError(f"a probe's picture is not base64 ({error}); export the artifact again") from error
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:  # noqa: PLR0911 - one return a kind
+    """Read `value` as the annotated type `kind`: dataclass, tuple, dict, Literal, optional or scalar."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return _read_dataclass(kind, value, where)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise ArtifactError(f"{where} is {_short(value)}; expected one of {', '.join(map(repr, arguments))}")
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        (inner,) = (a for a in arguments if a is not type(None))
+        return _read(inner, value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_read(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        return {
+            _read(str, key, f"a key of {where}"): _read(arguments[1], item, f"{where}.{key}")
+            for key, item in value.items()
+        }
+    return _read_scalar(kind, value, where)
+
+
+def _read_scalar(kind: Any, value: Any, where: str) -> Any:
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST:
+        return float(value)
+    if kind is str and isinstance(value, str):
+        return _read_text(value, where)
+    if kind is int and type(value) is int and abs(value) <= MAX_INTEGER:
+        return value
+    if kind is bool and isinstance(value, bool):
+        return value
+    raise ArtifactError(f"{where} is {_short(value)}; expected {getattr(kind, '__name__', kind)}")
+
+
+def _read_text(value: str, where: str) -> str:
+    if len(value) > MAX_TEXT and not where.endswith(_LONG_TEXTS):
+        raise ArtifactError(f"{where} has {len(value):,} characters; expected at most {MAX_TEXT:,}")
+    if _UNPRINTABLE.search(value):
+        raise ArtifactError(f"{where} is {_short(value)}; expected text without control characters")
+    return value
+
+
+def _read_dataclass(kind: type[_T], value: Any, where: str) -> _T:
+    hints = get_type_hints(kind)
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{where} is {_short(value)}; expected an object")
+    if set(value) != set(hints):
+        missing, unknown = sorted(set(hints) - set(value)), sorted(set(value) - set(hints))
+        raise ArtifactError(f"{where}: missing keys {missing}, unknown keys {_short(unknown)}")
+    fields = {name: _read(hint, value[name], f"{where}.{name}") for name, hint in hints.items()}
+    try:
+        return kind(**fields)
+    except UsageError as error:  # what a user's options must not say, a contract must not say either
+        raise ArtifactError(f"{where}: {error}") from error
+
+
+def _short(value: Any) -> str:
+    return reprlib.repr(value)  # bounded in length and depth
