@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from grood_edge.demo.run import run_demo
+from grood_edge.export.head import head_nodes
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -61,3 +62,7 @@ def test_readme_names_every_module() -> None:
         and path.name not in text
     ]
     assert missing == []
+
+
+def test_architecture_counts_the_nodes_of_the_head() -> None:
+    assert f"the same {len(head_nodes(1))} nodes" in (ROOT / "docs" / "architecture.md").read_text()
