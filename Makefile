@@ -6,13 +6,13 @@ MINIMAL := .venv-minimal
 export OMP_NUM_THREADS = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test check docs-pictures clean
+.PHONY: demo test check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/grood-edge demo --out grood-demo --force
 
 test: check $(MINIMAL)/.installed
-	GROOD_EDGE_MINIMAL_PYTHON=$(CURDIR)/$(MINIMAL)/bin/python $(BIN)/python -m pytest
+	GROOD_EDGE_MINIMAL_PYTHON=$(CURDIR)/$(MINIMAL)/bin/python $(BIN)/python -m pytest -n 2
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check grood_edge tests benchmarks
@@ -20,10 +20,10 @@ check: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The oldest runtime that artifacts promise to run on: onnxruntime 1.18 and numpy 1.26, without torch and onnx.
+# The oldest versions that the runtime promises to work with, without torch and onnx.
 $(MINIMAL)/.installed: pyproject.toml Makefile | python
 	$(PYTHON) -m venv $(MINIMAL)
-	$(MINIMAL)/bin/pip install -q -e . "onnxruntime==1.18.0" "numpy==1.26.4"
+	$(MINIMAL)/bin/pip install -q -e . "onnxruntime==1.18.0" "numpy==1.26.4" "pillow==10.0.0" "typer==0.19.0" "rich==13.0.0"
 	touch $@
 
 $(VENV)/.installed: pyproject.toml constraints.txt Makefile | python

@@ -3,7 +3,6 @@
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal, TypeVar
@@ -24,7 +23,9 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except GroodEdgeError as error:
-            print(f"error: {error}", file=sys.stderr)
+            from grood_edge.terminal import plain_text
+
+            print(plain_text(f"error: {error}"), file=sys.stderr)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
             print("interrupted; nothing was written", file=sys.stderr)
@@ -184,24 +185,26 @@ def score_command(
     """Score images: one row an image, and a summary."""
     from contextlib import nullcontext
 
-    from grood_edge.runtime.score import ScoreOptions, ScoreRow, row_writer, score_images
+    from grood_edge.runtime.score import ScoreRow, require_readable, row_writer, score_images
     from grood_edge.runtime.session import open_session
-    from grood_edge.tables import score_tables
+    from grood_edge.tables import score_document, score_tables
     from grood_edge.terminal import print_json, progress_bars, show, tell
 
     shown: list[ScoreRow] = []
-    writer = nullcontext(_keep_first(shown)) if out is None else row_writer(out, force)
+    writer = nullcontext(_keep(shown, None if as_json else 20)) if out is None else row_writer(out, force)
     with open_session(model, alpha=alpha, provider=provider) as session, progress_bars() as progress:
         with writer as write:
-            summary = score_images(session, sources, write, ScoreOptions(batch_size, allow_unreadable), progress)
+            summary = score_images(session, sources, write, batch_size, progress)
         for path, reason in summary.unreadable:
             tell(f"unreadable: {path}: {reason}", "yellow")
         if as_json:
-            print_json({**asdict(summary), "alpha": session.alpha, "k": session.rank, "out": out, "rows": shown})
-            return
-        for table in score_tables(summary, session, shown):
-            show(table)
-    tell(f"rows are in {out}" if out else "All rows: add --out scores.jsonl (or .csv, .parquet)")
+            print_json(score_document(summary, session, shown, out))
+        else:
+            for table in score_tables(summary, session, shown):
+                show(table)
+            tell(f"rows are in {out}" if out else "All rows: add --out scores.jsonl (or .csv, .parquet)")
+    if not allow_unreadable:
+        require_readable(summary)
 
 
 @app.command("inspect")
@@ -286,8 +289,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _keep_first(rows: list[Any], most: int = 20) -> Callable[[Any], None]:
-    return lambda row: rows.append(row) if len(rows) < most else None
+def _keep(rows: list[Any], most: int | None) -> Callable[[Any], None]:
+    return lambda row: rows.append(row) if most is None or len(rows) < most else None
 
 
 def _print_written(report: Any, as_json: bool, next_command: str) -> None:
@@ -296,6 +299,8 @@ def _print_written(report: Any, as_json: bool, next_command: str) -> None:
 
     for path, reason in report.unreadable:
         tell(f"unreadable: {path}: {reason}", "yellow")
+    for warning in report.warnings:
+        tell(f"warning: {warning}", "yellow")
     if as_json:
         print_json(written_document(report))
         return

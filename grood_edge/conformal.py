@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from grood_edge.arrays import IdScores, Scores
-from grood_edge.errors import CalibrationError
+from grood_edge.errors import CalibrationError, UsageError
 
 __all__ = ["count_at_least", "largest_rank", "least_calibration_images", "p_values", "rank_for"]
 
@@ -45,11 +45,12 @@ def rank_for(alpha: float, delta: float | None, n: int) -> int:
     """Return the rank k of the decision rule `is_ood = at most k - 1 calibration scores are >= the score`.
 
     Raises:
-        CalibrationError: alpha or delta outside (0, 1), or n too small; says how many images are needed.
+        UsageError: alpha or delta outside (0, 1).
+        CalibrationError: n is too small; says how many images are needed.
     """
     for name, value in (("alpha", alpha), ("delta", delta)):
-        if value is not None and not 0.0 < value < 1.0:
-            raise CalibrationError(f"{name} is {value}; expected a number above 0 and below 1, such as 0.05")
+        if value is not None and not (isinstance(value, int | float) and 0.0 < value < 1.0):
+            raise UsageError(f"{name} is {value}; expected a number above 0 and below 1, such as 0.05")
     rank = largest_rank(alpha, delta, n)
     if rank >= 1:
         return rank

@@ -15,7 +15,14 @@ from grood_edge.contract import CONTRACT_VERSION, SCHEMA_NAME, Calibration, Cont
 from grood_edge.errors import ArtifactError, UsageError
 from grood_edge.preprocessing import Preprocessing
 
-__all__ = ["MAX_CONTRACT_BYTES", "MAX_PROBES", "MAX_PROBE_CHARACTERS", "contract_from_json"]
+__all__ = [
+    "MAX_CONTRACT_BYTES",
+    "MAX_PROBES",
+    "MAX_PROBE_CHARACTERS",
+    "MAX_TEXT",
+    "contract_from_json",
+    "is_plain_name",
+]
 
 MAX_CONTRACT_BYTES = 16 << 20
 MAX_VALUES = 1_000_000  # in the whole document, counted before parsing: bounds time and memory
@@ -217,6 +224,11 @@ def _read_text(value: str, where: str) -> str:
     if _UNPRINTABLE.search(value):
         raise ArtifactError(f"{where} is {_short(value)}; expected text without control characters")
     return value
+
+
+def is_plain_name(value: str) -> bool:
+    """Tell whether a name may stand in a contract: not empty, at most 1,024 characters, no control characters."""
+    return 0 < len(value) <= MAX_TEXT and not _UNPRINTABLE.search(value)
 
 
 def _read_dataclass(kind: type[_T], value: Any, where: str) -> _T:

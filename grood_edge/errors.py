@@ -86,5 +86,5 @@ class MissingExtraError(GroodEdgeError):
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(
             f"{purpose} needs the package {package}, which is not installed. "
-            f"Install it with: pip install 'grood-edge[{extra}]'"
+            f"Install it with: pip install 'grood-edge[{extra}]' (in a clone: pip install '.[{extra}]')"
         )

@@ -18,9 +18,28 @@ from grood_edge.errors import DatasetError
 
 __all__ = ["IMAGE_SUFFIXES", "NpzImages", "UnreadableImageError", "find_images", "load_image", "open_npz"]
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# Those that cannot be decoded here are listed too: an image is reported as unreadable, never skipped silently.
+IMAGE_SUFFIXES = (
+    ".avif",
+    ".bmp",
+    ".gif",
+    ".heic",
+    ".heif",
+    ".jp2",
+    ".jpeg",
+    ".jpg",
+    ".jxl",
+    ".pgm",
+    ".png",
+    ".ppm",
+    ".tif",
+    ".tiff",
+    ".webp",
+)
 MAX_LABELS = 50_000_000
 MAX_PIXELS = 89_478_485  # Pillow's own bound against decompression bombs (an 8k frame has 33 million)
+# Not every format that Pillow knows: some start other programs (EPS), whatever the file is called.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "La", "RGBa", "HSV", "LAB")
 
 
@@ -39,7 +58,7 @@ def load_image(path: Path) -> Frame:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the size is checked below; the rest is the decoder's chatter
-            with Image.open(path) as image:
+            with Image.open(path, formats=_FORMATS) as image:
                 return _decoded(image)
     except UnreadableImageError:
         raise
@@ -70,7 +89,12 @@ def find_images(source: str | Path) -> list[Path]:
     if os.path.isfile(path):  # unlike Path.is_file, False also for a pattern that is too long for a file name
         return [path]
     if os.path.isdir(path):
-        files = [Path(folder) / name for folder, _, names in os.walk(path) for name in names if _is_image(name)]
+        files = [
+            Path(folder) / name
+            for folder, _, names in os.walk(path, onerror=_refuse_folder)
+            for name in names
+            if _is_image(name)
+        ]
         found = "contains no image file"
     else:
         files = [Path(name) for name in glob.glob(str(source), recursive=True) if _is_image(name)]
@@ -166,6 +190,10 @@ def _read_exactly(file: object, count: int) -> bytes:
         while len(data) < count and (part := file.read(count - len(data))):  # type: ignore[attr-defined]
             data += part
     return bytes(data)
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise DatasetError(f"cannot read the folder {error.filename}: {error.strerror}") from error
 
 
 def _is_image(name: str) -> bool:

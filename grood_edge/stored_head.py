@@ -126,7 +126,7 @@ def model_with_tensors(model: bytes, tensors: Mapping[str, np.ndarray]) -> bytes
 
 
 def head_model(model: bytes) -> bytes:
-    """Cut the head out of an artifact: a model from `features` and `logits` to the four decision outputs.
+    """Cut the head out of an artifact: a model from `features` and `logits` to the five decision outputs.
 
     Raises:
         ArtifactError: the model's outputs are not those of an artifact.

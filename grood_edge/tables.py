@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import rich.box
@@ -20,6 +21,7 @@ __all__ = [
     "guarantee_sentence",
     "probe_document",
     "probe_table",
+    "score_document",
     "score_tables",
     "written_document",
     "written_table",
@@ -38,7 +40,8 @@ def written_table(report: Any) -> Table:
             (
                 "verified",
                 f"{verified.frames} frames: logits within {verified.largest_logit_error:.1e} of the classifier's, "
-                f"ood_score within {verified.largest_score_error:.1e} of its definition, {verified.flips} flips",
+                f"ood_score within {verified.largest_score_error:.1e} of its definition ({verified.compared_scores} "
+                f"compared), {verified.flips} flips",
             ),
         ],
     )
@@ -51,6 +54,7 @@ def written_document(report: Any) -> dict[str, Any]:
         "contract": _contract_document(report.contract),
         "verification": asdict(report.verification),
         "unreadable": [{"path": path, "reason": reason} for path, reason in report.unreadable],
+        "warnings": list(report.warnings),
     }
 
 
@@ -75,6 +79,22 @@ def probe_document(report: ProbeReport) -> dict[str, Any]:
         "tolerance": report.tolerance,
         "flips": report.flips,
         "rows": [asdict(row) for row in report.rows],
+    }
+
+
+def score_document(summary: ScoreSummary, session: Session, rows: list[ScoreRow], out: Path | None) -> dict[str, Any]:
+    """Return a scoring run for machines: all rows, unless they are in `out`."""
+    calibration = session.contract.calibration
+    return {
+        **asdict(summary),
+        "alpha": session.alpha,
+        "k": session.rank,
+        "n": calibration.n,
+        "delta": calibration.delta,
+        "provenance": calibration.provenance,
+        "guarantee": calibration.guarantee,
+        "out": None if out is None else str(out),
+        "rows": [asdict(row) for row in rows],
     }
 
 

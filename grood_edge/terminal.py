@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import math
+import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,15 +13,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-__all__ = ["print_json", "progress_bars", "show", "tell"]
+__all__ = ["plain_text", "print_json", "progress_bars", "show", "tell"]
 
-OUT = Console(highlight=False, soft_wrap=True)
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+OUT = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def tell(text: str, style: str = "") -> None:
     """Say something beside the result."""
-    ERR.print(text, style=style, markup=False)
+    ERR.print(plain_text(text), style=style, markup=False)
+
+
+def plain_text(text: str) -> str:
+    """Make control characters visible: names of files and tensors are other people's, and terminals obey them."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found.group()):02x}", text)
 
 
 def show(item: Any) -> None:
@@ -28,7 +37,7 @@ def show(item: Any) -> None:
 
 def print_json(value: Any) -> None:
     """Print a result for machines: one JSON document."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain))
+    print(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False, default=_plain))
 
 
 @contextmanager
@@ -46,7 +55,16 @@ def progress_bars() -> Iterator[Callable[[str, int, int | None], None]]:
         yield report
 
 
-def _plain(value: Any) -> Any:
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no Inf: null stands for them."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
+        return _finite(dataclasses.asdict(value))
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _plain(value: Any) -> Any:
     return str(value)

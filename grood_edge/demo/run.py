@@ -12,9 +12,10 @@ import numpy as np
 from grood_edge.demo.images import SIZE, DemoImages, write_images
 from grood_edge.demo.network import trained_network
 from grood_edge.demo.picture import draw_overview
-from grood_edge.errors import OutputError, VerificationError
+from grood_edge.errors import OutputError, UsageError, VerificationError
 from grood_edge.evaluate.metrics import auroc, fpr95
 from grood_edge.export import ExportOptions, PreprocessingOptions, export_model
+from grood_edge.export.fit import MAX_SEED
 from grood_edge.export.torch_classifier import onnx_from_torch
 from grood_edge.probes import replay_probes
 from grood_edge.progress import Progress, silent
@@ -54,10 +55,20 @@ def run_demo(out: Path, seed: int = 0, force: bool = False, progress: Progress =
     """Run the whole demo into the folder `out`.
 
     Raises:
-        OutputError: `out` exists (an earlier demo is replaced with `force`, anything else never).
+        UsageError: a seed out of range.
+        OutputError: `out` cannot be written, or exists (an earlier demo is replaced with `force`, anything else never).
         VerificationError: the artifact failed its own probes.
     """
     _check_folder(out, force)
+    if not 0 <= seed <= MAX_SEED:
+        raise UsageError(f"--seed {seed}; expected a number from 0 to {MAX_SEED}")
+    try:
+        return _run(out, seed, progress)
+    except OSError as error:
+        raise OutputError(f"cannot write the demo to {out}: {error.strerror or error}; nothing was changed") from error
+
+
+def _run(out: Path, seed: int, progress: Progress) -> DemoReport:
     started = time.monotonic()
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.resolve().parent))
     try:

@@ -20,6 +20,7 @@ except ImportError as error:
 __all__ = ["MAX_PT2_BYTES", "checked_pt2", "state_dict"]
 
 MAX_PT2_BYTES = 4 << 30
+_PLAIN_CONTAINERS = (None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
 # torch parses expressions with sympy.sympify, which evaluates them as Python: only these words may stand in them.
 _EXPRESSION_WORDS = {
     "Symbol", "Integer", "Add", "Mul", "Pow", "Max", "Min", "Mod", "FloorDiv", "CeilDiv", "CleanDiv", "PythonMod",
@@ -98,12 +99,29 @@ def _code_in(part: Any) -> Iterator[str]:
         names = value if isinstance(value, list) else [value]
         if key == "expr_str" and not _is_plain_expression(str(value)):
             yield str(value)
-        elif key in ("in_spec", "out_spec") and re.search("__enum__|default_factory", str(value)):
-            yield str(value)  # names a module to import
+        elif key in ("in_spec", "out_spec") and not _is_plain_spec(value):
+            yield str(value)  # other containers name a module to import
         elif key == "name" or key.endswith(("_name", "_names")):  # become variables of generated source
             yield from (name for name in names if isinstance(name, str) and not re.fullmatch(r"[\w.]*", name))
     for value in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
         yield from _code_in(value)
+
+
+def _is_plain_spec(value: Any) -> bool:
+    """Allow nested tuples, lists and dicts with text keys, decoded as torch will decode them: JSON within JSON."""
+    try:
+        _, root = json.loads(value)
+        pending = [root]
+        while pending:
+            node = pending.pop()
+            context = json.loads(node["context"]) if isinstance(node["context"], str) else node["context"]
+            keys = context if isinstance(context, list) else [] if context is None else [context]
+            if node["type"] not in _PLAIN_CONTAINERS or not all(isinstance(key, str) for key in keys):
+                return False
+            pending += node["children_spec"]
+    except (TypeError, ValueError, KeyError):
+        return False
+    return True
 
 
 def _is_plain_expression(text: str) -> bool:

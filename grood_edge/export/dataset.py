@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DatasetError(f"{path} holds no JSON list of strings; expected class names in the classifier's order")
     cleaned = tuple(name.strip() for name in names if name.strip())
-    repeated = sorted({name for name in cleaned if cleaned.count(name) > 1}) if len(cleaned) < 5000 else []
+    repeated = sorted(name for name, count in Counter(cleaned).items() if count > 1)
     if not cleaned or repeated:
         raise DatasetError(
             f"{path} has {len(cleaned)} class names, repeated: {repeated}; expected one a line, each once"

@@ -93,10 +93,12 @@ def require_plausible_preprocessing(
             better[name] = margins
     if better:
         name, margins = max(better.items(), key=lambda item: float(item[1].mean()))
+        accuracy, before = (margins > 0).mean(), (chosen > 0).mean()
+        gain = f"the accuracy is {accuracy:.1%} instead of {before:.1%}, and " if accuracy > before else ""
         raise DatasetError(
-            f"{name} fits clearly better: on {len(labels)} images the accuracy is {(margins > 0).mean():.1%} instead "
-            f"of {(chosen > 0).mean():.1%}, and {(margins > chosen).mean():.0%} of them are told apart better. The "
-            f"preprocessing is probably not the one that the classifier was trained with; export with {name}"
+            f"{name} fits clearly better: on {len(labels)} images {gain}{(margins > chosen).mean():.0%} of them are "
+            "told apart better. The preprocessing is probably not the one that the classifier was trained with; export "
+            f"with {name}"
         )
 
 

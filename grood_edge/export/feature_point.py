@@ -28,6 +28,8 @@ _AFTER_WEIGHTS = {
 }
 _WITH_CONSTANT = {"Add", "Sub", "Mul", "Div"}
 _WEIGHTED = {"Gemm", "MatMul", "Conv"}
+_SPATIAL = {"Conv", "GlobalAveragePool", "AveragePool", "MaxPool", "BatchNormalization"}
+_ELEMENTWISE = {"Relu", "Identity", "Clip", "Sigmoid", "HardSwish", "HardSigmoid", "Mul", "Add", "Dropout"}
 _SOFTMAX = {"Softmax", "LogSoftmax"}
 _WANT_OPTION = "Choose the features with --features TENSOR"
 
@@ -113,6 +115,9 @@ class _Graph:
         if name not in self._values:
             return []
         return [d.dim_value or None for d in self._values[name].type.tensor_type.shape.dim]
+
+    def depends_on_image(self, name: str) -> bool:
+        return name in self._from_image
 
     def image_inputs(self, node: NodeProto) -> list[str]:
         return [name for name in node.input if name in self._from_image]
@@ -201,13 +206,42 @@ def _is_pointwise(graph: _Graph, conv: NodeProto) -> bool:
 
 def _named_features(graph: _Graph, name: str) -> tuple[Pooling, int]:
     shape = graph.shape(name)
-    if not shape or name not in graph.producers:
+    if not shape or name not in graph.producers or not graph.depends_on_image(name):
         raise ClassifierError(f"the classifier has no tensor {name!r}; candidates: {graph.candidates()}")
     if len(shape) not in (2, 4) or shape[1] is None:
         raise ClassifierError(
             f"the tensor {name!r} has shape {shape}; expected [N, d] or [N, d, h, w]; candidates: {graph.candidates()}"
         )
-    return ("none" if len(shape) == 2 else "channels-first"), shape[1]
+    if len(shape) == 2:
+        return "none", shape[1]
+    pooling = _spatial_layout(graph, name)
+    dimension = shape[1] if pooling == "channels-first" else shape[3]
+    if dimension is None:
+        raise ClassifierError(f"the tensor {name!r} has shape {shape}; its number of channels must be fixed")
+    return pooling, dimension
+
+
+def _spatial_layout(graph: _Graph, name: str) -> Pooling:
+    """Tell where a rank-4 tensor keeps its channels: ONNX's spatial operators have them first, Transpose moves them."""
+    pending, seen = [name], {name}
+    while pending:
+        tensor = pending.pop(0)
+        for node in graph.nodes:
+            if tensor in node.output and node.op_type in _SPATIAL:
+                return "channels-first"
+            if tensor in node.input and node.op_type in _SPATIAL:
+                return "channels-first"
+            if node.op_type == "Transpose" and (tensor in node.input or tensor in node.output):
+                order = next((list(a.ints) for a in node.attribute if a.name == "perm"), [])
+                if order in ([0, 3, 1, 2], [0, 2, 3, 1]):
+                    return "channels-last" if (order[1] == 3) == (tensor in node.input) else "channels-first"
+            if node.op_type in _ELEMENTWISE and (tensor in node.input or tensor in node.output):
+                pending += [other for other in (*node.input, *node.output) if other not in seen]
+                seen.update((*node.input, *node.output))
+    raise ClassifierError(
+        f"whether the channels of {name!r} come first or last cannot be read from the graph; choose a tensor next to a "
+        f"convolution or pooling, or after the pooling; candidates: {graph.candidates()}"
+    )
 
 
 def _captured(node: NodeProto) -> list[str]:

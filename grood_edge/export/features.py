@@ -4,9 +4,10 @@ Kept are float64 class sums and counts over all images, and a seeded reservoir o
 """
 
 import hashlib
+from array import array
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -53,8 +54,9 @@ class FeatureTable:
 class FeaturePass:
     """What one pass found: `fit` rows, `held_out` rows (None without a split), and the images that failed.
 
-    `check_samples` are some raw samples for verification; `digest` is the SHA-256 of all preprocessed frames and
-    labels in reading order; `frame_hashes` uint64 `[n]` find images that two passes share.
+    `check_samples` are some raw samples for verification; `frame_hashes` uint64 `[n]` are BLAKE2b of the
+    preprocessed frames, to find images that two passes share; `digest` is the SHA-256 of the sorted hashes: the same
+    images give the same digest in any order and with any labels.
     """
 
     fit: FeatureTable
@@ -87,16 +89,15 @@ def collect_features(dataset: Dataset, model: OrtModel, reading: Reading, progre
         ClassifierError: features or logits that are not finite.
     """
     unreadable: list[tuple[str, str]] = []
-    digest = hashlib.sha256()
-    check: list[Sample] = []
-    hashes: list[int] = []
+    check = _CheckSamples()
+    hashes = array("Q")
     fit = _Gatherer(reading.class_count, reading.seed)
     held = _Gatherer(reading.class_count, reading.seed + 1)
     label = f"reading {dataset.name}"
     batch = 1 if next(iter(model.inputs.values()))[0] == 1 else BATCH
-    done = check_bytes = 0
+    done = 0
     samples = dataset.samples(lambda name, reason: unreadable.append((name, reason)))
-    for group, frames in _batches(samples, reading.preprocessing, batch, reading.class_count):
+    for group, frames in _batches(samples, reading, batch, check):
         outputs = model.run({"image": frames}, ["features", "logits"])
         features, logits = outputs["features"], outputs["logits"]
         _require_finite(features, logits, group)
@@ -104,13 +105,7 @@ def collect_features(dataset: Dataset, model: OrtModel, reading: Reading, progre
         labels = np.array(
             [p if s.label is None else s.label for s, p in zip(group, predictions, strict=True)], np.int64
         )
-        digest.update(frames.tobytes())
-        hashes += [int.from_bytes(hashlib.blake2b(f.tobytes(), digest_size=8).digest(), "little") for f in frames]
-        digest.update(labels.astype("<i8").tobytes())
-        for sample in group[: max(0, CHECK_SAMPLES - len(check))]:
-            if check_bytes + sample.frame.nbytes <= CHECK_BYTES:
-                check.append(sample)
-                check_bytes += sample.frame.nbytes
+        hashes.extend(int.from_bytes(hashlib.blake2b(f.tobytes(), digest_size=8).digest(), "little") for f in frames)
         held_out = _held_out(labels, fit, held) if reading.hold_out else np.zeros(len(labels), bool)
         fit.add(features[~held_out], labels[~held_out], predictions[~held_out])
         held.add(features[held_out], labels[held_out], predictions[held_out])
@@ -121,8 +116,8 @@ def collect_features(dataset: Dataset, model: OrtModel, reading: Reading, progre
         fit=fit.table(),
         held_out=held.table() if reading.hold_out else None,
         unreadable=tuple(unreadable),
-        check_samples=tuple(check),
-        digest=digest.hexdigest(),
+        check_samples=tuple(check.kept),
+        digest=hashlib.sha256(np.sort(np.array(hashes, "<u8")).tobytes()).hexdigest(),
         frame_hashes=np.array(hashes, np.uint64),
     )
 
@@ -146,6 +141,19 @@ def rows_of(table: FeatureTable, keep: np.ndarray) -> FeatureTable:
     gatherer = _Gatherer(len(table.class_counts), 0)
     gatherer.add(features, labels, predictions)
     return gatherer.table()
+
+
+@dataclass
+class _CheckSamples:
+    """The first raw samples, as many as a fixed amount of memory holds."""
+
+    kept: list[Sample] = field(default_factory=list)
+    size: int = 0
+
+    def offer(self, sample: Sample) -> None:
+        if len(self.kept) < CHECK_SAMPLES and self.size + sample.frame.nbytes <= CHECK_BYTES:
+            self.kept.append(sample)
+            self.size += sample.frame.nbytes
 
 
 @dataclass
@@ -194,15 +202,19 @@ class _Gatherer:
 
 
 def _batches(
-    samples: Iterator[Sample], preprocessing: Preprocessing, size: int, class_count: int
+    samples: Iterator[Sample], reading: Reading, size: int, check: "_CheckSamples"
 ) -> Iterator[tuple[list[Sample], Frames]]:
+    """Resize at once and drop the raw frame: a batch of camera frames would be a hundred times larger."""
     group: list[Sample] = []
     frames: list[InputFrame] = []
     for sample in samples:
-        if sample.label is not None and not 0 <= sample.label < class_count:
-            raise DatasetError(f"{sample.name} has label {sample.label}, but the classifier has {class_count} classes")
-        group.append(sample)
-        frames.append(preprocess_frame(sample.frame, preprocessing))
+        if sample.label is not None and not 0 <= sample.label < reading.class_count:
+            raise DatasetError(
+                f"{sample.name} has label {sample.label}, but the classifier has {reading.class_count} classes"
+            )
+        check.offer(sample)
+        frames.append(preprocess_frame(sample.frame, reading.preprocessing))
+        group.append(replace(sample, frame=frames[-1]))
         if len(group) == size:
             yield group, np.stack(frames)
             group, frames = [], []

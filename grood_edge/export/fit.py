@@ -27,7 +27,9 @@ from grood_edge.progress import Progress, silent
 from grood_edge.scoring import Head
 from grood_edge.stored_head import calibration_tensors, model_with_tensors
 
-__all__ = ["FitOptions", "Fitted", "Passes", "calibrated", "fit_statistics", "read_passes"]
+__all__ = ["FitOptions", "Fitted", "Passes", "calibrated", "coverage_warnings", "fit_statistics", "read_passes"]
+
+MAX_SEED = 2**32 - 1  # what NumPy, scikit-learn and torch all take
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,15 @@ class FitOptions:
         """Refuse what cannot be fitted.
 
         Raises:
-            UsageError: bank, alpha or delta out of range.
+            UsageError: bank, alpha, delta or seed out of range.
         """
         if self.bank is not None and self.bank < 1:
             raise UsageError(f"--bank {self.bank}; expected 'all' or a number of rows from 1")
         for name, value in (("alpha", self.alpha), ("delta", self.delta)):
             if value is not None and not 0 < value < 1:
                 raise UsageError(f"--{name} {value}; expected a number above 0 and below 1, such as 0.05")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise UsageError(f"--seed {self.seed}; expected a number from 0 to {MAX_SEED}")
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,22 @@ def calibrated(model: bytes, fitted: Fitted) -> tuple[bytes, Calibration]:
     assert scores is not None
     calibration = calibration_from_scores(scores, fitted.promise, fitted.calibration_digest)
     return model_with_tensors(model, calibration_tensors(np.sort(scores), calibration.k)), calibration
+
+
+def coverage_warnings(passes: Passes, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """Warn when calibration images belong, by prediction, to classes that have no prototype: they hide all OOD."""
+    if passes.calibration is None:
+        return ()
+    without = passes.everything().class_counts == 0
+    uncovered = passes.calibration.fit.predictions[without[passes.calibration.fit.predictions]]
+    if uncovered.size == 0:
+        return ()
+    names = ", ".join(classes[i] for i in np.unique(uncovered)[:5])
+    return (
+        f"{uncovered.size} of {passes.calibration.fit.images} calibration images look like classes that have no images "
+        f"in --data ({names}); they are scored as strangers, and the threshold rises until real strangers pass. Add "
+        "images of these classes to --data, or leave them out of --calibration-data",
+    )
 
 
 def _bank_entry(table: FeatureTable, rows: int | None) -> GradientBank:

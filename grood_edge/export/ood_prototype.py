@@ -12,7 +12,7 @@ from grood_edge.export.features import Reading, collect_features
 from grood_edge.ort import OrtModel
 from grood_edge.progress import Progress, silent
 
-__all__ = ["OodSource", "noise_images", "ood_source"]
+__all__ = ["OodSource", "noise_images", "ood_source", "require_known_source"]
 
 NOISE_ROUNDS = 10
 NOISE_PER_ROUND = 100
@@ -40,16 +40,28 @@ def ood_source(text: str, model: OrtModel, reading: Reading, progress: Progress 
         UsageError: another name.
         DatasetError: the folder of `images:DIR` cannot be used.
     """
+    require_known_source(text)
     if text == "mean":
         return OodSource(OodPrototype("mean", 0, False), None)
     if text == "noise":
         position = _noise_prototype(model, reading, progress)
         return OodSource(OodPrototype("noise", NOISE_ROUNDS * NOISE_KEPT, False), position)
+    found = collect_features(open_dataset(text.removeprefix("images:"), "predicted"), model, reading, progress)
+    position = found.fit.class_sums.sum(axis=0) / found.fit.images
+    return OodSource(OodPrototype("images", found.fit.images, True), position, found.unreadable)
+
+
+def require_known_source(text: str) -> None:
+    """Check the name of a source, and that the folder of `images:DIR` has images, before any work.
+
+    Raises:
+        UsageError: another name.
+        DatasetError: the folder cannot be used.
+    """
     if text.startswith("images:"):
-        found = collect_features(open_dataset(text.removeprefix("images:"), "predicted"), model, reading, progress)
-        position = found.fit.class_sums.sum(axis=0) / found.fit.images
-        return OodSource(OodPrototype("images", found.fit.images, True), position, found.unreadable)
-    raise UsageError(f"--ood-prototype {text!r} is unknown; expected mean, noise or images:DIR")
+        open_dataset(text.removeprefix("images:"), "predicted")
+    elif text not in ("mean", "noise"):
+        raise UsageError(f"--ood-prototype {text!r} is unknown; expected mean, noise or images:DIR")
 
 
 def noise_images(rng: np.random.Generator, count: int, height: int, width: int, channels: int) -> Frames:

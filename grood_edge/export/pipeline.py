@@ -13,17 +13,17 @@ from grood_edge import __version__
 from grood_edge.arrays import Frames, InputFrame, Logits
 from grood_edge.artifact import artifact_bytes
 from grood_edge.contract import Classifier, Contract
-from grood_edge.contract_reader import MAX_PROBES
-from grood_edge.errors import DatasetError
+from grood_edge.contract_reader import MAX_PROBES, MAX_TEXT, is_plain_name
+from grood_edge.errors import DatasetError, OutputError, UsageError
 from grood_edge.export.calibration import Promise
 from grood_edge.export.classifier import ClassifierGraph, ClassifierOptions, load_classifier
 from grood_edge.export.dataset import Dataset, LabelSource, open_dataset
 from grood_edge.export.diagnosis import require_plausible_classes, require_plausible_preprocessing
-from grood_edge.export.features import Reading
+from grood_edge.export.features import MAX_ROWS, Reading
 from grood_edge.export.fit import FitOptions, calibrated, fit_statistics, read_passes
 from grood_edge.export.graph import attach_head, base_model
 from grood_edge.export.normal_form import OPSET
-from grood_edge.export.ood_prototype import ood_source
+from grood_edge.export.ood_prototype import ood_source, require_known_source
 from grood_edge.export.verify import (
     HALF_LOGIT_TOLERANCE,
     LOGIT_TOLERANCE,
@@ -35,7 +35,7 @@ from grood_edge.export.verify import (
     verification_frames,
 )
 from grood_edge.images import UnreadableImageError, find_images, load_image
-from grood_edge.ort import open_ort
+from grood_edge.ort import OrtModel, open_ort
 from grood_edge.preprocessing import (
     PRESETS,
     Preprocessing,
@@ -87,6 +87,7 @@ class ExportReport:
     contract: Contract
     verification: Verification
     unreadable: tuple[tuple[str, str], ...]
+    warnings: tuple[str, ...]
 
 
 def export_model(
@@ -107,8 +108,55 @@ def export_model(
     options = options or ExportOptions()
     out = Path(out)
     check_output(out, options.force)
+    _refuse_own_model(model, out)
     fit_options = _fit_options(options)
+    inputs = _open_inputs(model, data, options, progress)
+    base = base_model(inputs.classifier, inputs.preprocessing)
+    bare = open_ort(base.SerializeToString())
+    passes = _read_passes(inputs, bare, options, progress)
+    reading = _reading(inputs, options, hold_out=False)
+    ood = ood_source(options.ood_prototype, bare, reading, progress)
+    progress("fitting statistics", 0, None)
+    fitted = fit_statistics(passes, inputs.classes, ood, fit_options, progress)
+    whole, calibration = calibrated(_attached(base, fitted.head), fitted)
+    progress("fitting statistics", 1, 1)
+    contract = Contract(
+        classes=inputs.classes,
+        preprocessing=inputs.preprocessing,
+        classifier=_classifier_entry(inputs.classifier),
+        precision="fp32",
+        ood_prototypes=(ood.entry,),
+        bank=fitted.bank,
+        fit=fitted.fit,
+        calibration=calibration,
+        tools=tool_versions(("torch",) if inputs.classifier.source != "onnx" else ()),
+        probes=(),
+    )
+    progress("verifying", 0, None)
+    contract, verification = _verified(whole, contract, inputs, passes)
+    progress("verifying", 1, 1)
+    publish(artifact_bytes(whole, contract), out, options.force, check=reopen)
+    unreadable = passes.unreadable() + ood.unreadable
+    return ExportReport(out, contract, verification, unreadable, coverage_warnings(passes, inputs.classes))
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """All that the user handed in, opened and checked before any long work."""
+
+    dataset: Dataset
+    calibration_data: Dataset | None
+    classifier: ClassifierGraph
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    probe_frames: list[tuple[str, InputFrame]]
+
+
+def _open_inputs(model: Any, data: Any, options: ExportOptions, progress: Progress) -> _Inputs:
+    require_known_source(options.ood_prototype)
     dataset = open_dataset(data, options.labels, options.classes, options.seed)
+    if options.bank is None and (dataset.count or 0) > MAX_ROWS:
+        raise UsageError(f"--bank all holds at most {MAX_ROWS:,} rows for {dataset.count:,} images; use --bank N")
     calibration_data = _calibration_dataset(options)
     progress("loading the classifier", 0, None)
     classifier = _classifier(model, options)
@@ -117,50 +165,44 @@ def export_model(
     preprocessing = resolve_preprocessing(
         options.preprocessing, classifier.channels, (classifier.height, classifier.width)
     )
-    base = base_model(classifier, preprocessing)
-    bare = open_ort(base.SerializeToString())
-    reading = Reading(
-        preprocessing, classifier.class_count, calibration_data is None, options.seed, options.allow_unreadable
-    )
-    passes = read_passes(dataset, calibration_data, bare, reading, progress)
+    probe_frames = _probe_frames(options.probes, preprocessing)
+    return _Inputs(dataset, calibration_data, classifier, classes, preprocessing, probe_frames)
+
+
+def _reading(inputs: _Inputs, options: ExportOptions, hold_out: bool) -> Reading:
+    count = inputs.classifier.class_count
+    return Reading(inputs.preprocessing, count, hold_out, options.seed, options.allow_unreadable)
+
+
+def _read_passes(inputs: _Inputs, bare: OrtModel, options: ExportOptions, progress: Progress) -> Passes:
+    """Run the classifier over all images, and stop when something else fits them clearly better."""
+    reading = _reading(inputs, options, hold_out=inputs.calibration_data is None)
+    passes = read_passes(inputs.dataset, inputs.calibration_data, bare, reading, progress)
     if options.labels == "folder":
-        require_plausible_classes(passes.everything().confusion, classes)
-        require_plausible_preprocessing(classifier, preprocessing, passes.fit.check_samples, progress)
-    ood = ood_source(options.ood_prototype, bare, replace(reading, hold_out=False), progress)
-    progress("fitting statistics", 0, None)
-    fitted = fit_statistics(passes, classes, ood, fit_options, progress)
-    whole, calibration = calibrated(_attached(base, fitted.head), fitted)
-    progress("fitting statistics", 1, 1)
-    progress("verifying", 0, None)
+        require_plausible_classes(passes.everything().confusion, inputs.classes)
+        samples = passes.fit.check_samples
+        require_plausible_preprocessing(inputs.classifier, inputs.preprocessing, samples, progress)
+    return passes
+
+
+def _verified(whole: bytes, contract: Contract, inputs: _Inputs, passes: Passes) -> tuple[Contract, Verification]:
+    """Record the probes, and hold the graph against its definition and against the bare classifier."""
     session = open_ort(whole)
-    contract = Contract(
-        classes=classes,
-        preprocessing=preprocessing,
-        classifier=_classifier_entry(classifier),
-        precision="fp32",
-        ood_prototypes=(ood.entry,),
-        bank=fitted.bank,
-        fit=fitted.fit,
-        calibration=calibration,
-        tools=tool_versions(("torch",) if classifier.source != "onnx" else ()),
-        probes=make_probes(
-            _probe_frames(options.probes, preprocessing),
-            lambda frames: run_frames(session, frames, len(frames)),
-            calibration.sorted_scores(),
-            calibration.k,
-            head_from_model(whole),
-        ),
+    probes = make_probes(
+        inputs.probe_frames,
+        lambda frames: run_frames(session, frames, len(frames)),
+        contract.calibration.sorted_scores(),
+        contract.calibration.k,
+        head_from_model(whole),
     )
-    frames = verification_frames(passes.fit.check_samples, preprocessing)
+    contract = replace(contract, probes=probes)
+    frames = verification_frames(passes.fit.check_samples, inputs.preprocessing)
     verification = require_equal_scores(session, whole, contract, frames)
-    expected = _classifier_logits(classifier, preprocessing, frames)
-    half = classifier.input_type == TensorProto.FLOAT16
+    expected = _classifier_logits(inputs.classifier, inputs.preprocessing, frames)
+    half = inputs.classifier.input_type == TensorProto.FLOAT16
     tolerance = HALF_LOGIT_TOLERANCE if half else LOGIT_TOLERANCE
     logit_error = require_equal_logits(run_frames(session, frames, 1), expected, tolerance)
-    progress("verifying", 1, 1)
-    publish(artifact_bytes(whole, contract), out, options.force, check=reopen)
-    unreadable = passes.unreadable() + ood.unreadable
-    return ExportReport(out, contract, replace(verification, largest_logit_error=logit_error), unreadable)
+    return contract, replace(verification, largest_logit_error=logit_error)
 
 
 def tool_versions(extra: tuple[str, ...] = ()) -> dict[str, str]:
@@ -177,6 +219,11 @@ def _attached(base: ModelProto, head: Head) -> bytes:
     """Serialise base and head, with an empty calibration that `calibrated` replaces."""
     whole = attach_head(base, head, np.zeros(1, np.float32), 1)
     return bytes(whole.SerializeToString(deterministic=True))
+
+
+def _refuse_own_model(model: Any, out: Path) -> None:
+    if isinstance(model, str | Path) and Path(model).exists() and Path(model).resolve() == out.resolve():
+        raise OutputError(f"{out} is the classifier itself; choose another output, so that the classifier is kept")
 
 
 def _fit_options(options: ExportOptions) -> FitOptions:
@@ -213,6 +260,11 @@ def _class_names(dataset: Dataset, given: tuple[str, ...] | None, count: int) ->
         raise DatasetError(
             f"{what}, but the classifier has {count} outputs; expected one name an output. Give all names in the "
             "classifier's order with --classes FILE; folders may then cover a part of them"
+        )
+    unprintable = next((name for name in names if not is_plain_name(name)), None)
+    if unprintable is not None:
+        raise DatasetError(
+            f"the class name {unprintable!r} has control characters, or is empty or longer than {MAX_TEXT} characters"
         )
     return names
 

@@ -7,8 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from grood_edge.artifact import Artifact, artifact_bytes, read_artifact
 from grood_edge.contract import Contract, Probe
+from grood_edge.errors import DatasetError
 from grood_edge.export.calibration import Promise
 from grood_edge.export.dataset import LabelSource, open_dataset
 from grood_edge.export.features import Reading
@@ -19,10 +22,13 @@ from grood_edge.ort import OrtModel, open_ort
 from grood_edge.probes import decode_png, make_probes
 from grood_edge.progress import Progress, silent
 from grood_edge.publishing import check_output, publish
-from grood_edge.scoring import Head
+from grood_edge.scoring import Head, nearest_gap
 from grood_edge.stored_head import head_from_model, head_tensors, model_with_tensors
 
 __all__ = ["RecalibrateOptions", "RecalibrateReport", "recalibrate"]
+
+SAME_GRADIENT = 1e-5  # of E: float32 keeps an image's own bank row within 1e-6, other images are above 1e-4
+KNOWN_LIMIT = 0.01
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,7 @@ class RecalibrateReport:
     contract: Contract
     verification: Verification
     unreadable: tuple[tuple[str, str], ...]
+    warnings: tuple[str, ...]
 
 
 def recalibrate(
@@ -76,6 +83,7 @@ def recalibrate(
     artifact = read_artifact(Path(path))
     check_output(target, options.force or out is None)
     before = artifact.contract
+    fit_options = _fit_options(before, options)
     dataset = open_dataset(
         data, "predicted" if options.threshold_only else options.labels, before.classes, options.seed
     )
@@ -84,8 +92,9 @@ def recalibrate(
         before.preprocessing, len(before.classes), not options.threshold_only, options.seed, options.allow_unreadable
     )
     passes = read_passes(dataset, None, model, reading, progress)
+    _require_new_images(artifact, passes)
     progress("fitting statistics", 0, None)
-    fitted = _fitted(artifact, passes, options)
+    fitted = _fitted(artifact, passes, options.threshold_only, fit_options)
     stored = artifact.model
     if not options.threshold_only:
         stored = model_with_tensors(stored, head_tensors(fitted.head))
@@ -97,28 +106,48 @@ def recalibrate(
     frames = verification_frames(passes.fit.check_samples, before.preprocessing)
     verification = require_equal_scores(session, stored, contract, frames)
     publish(artifact_bytes(stored, contract), target, options.force or out is None, check=reopen)
-    return RecalibrateReport(target, before, contract, verification, passes.fit.unreadable)
+    return RecalibrateReport(target, before, contract, verification, passes.fit.unreadable, ())
 
 
-def _fitted(artifact: Artifact, passes: Passes, options: RecalibrateOptions) -> Fitted:
-    before = artifact.contract
-    alpha = before.calibration.alpha if options.alpha is None else options.alpha
-    delta = before.calibration.delta if options.delta is None else options.delta
-    fit_options = FitOptions(
+def _require_new_images(artifact: Artifact, passes: Passes) -> None:
+    """Refuse images that the artifact was fitted on: they would turn "no guarantee" into a false one.
+
+    The same set is found by its digest, a part of it by gradients that stand in the bank (a k-means bank hides them).
+
+    Raises:
+        DatasetError: says how many of the images are known.
+    """
+    features = passes.everything().features.astype(np.float64)
+    known = int((nearest_gap(features, head_from_model(artifact.model)) < SAME_GRADIENT).sum())
+    if passes.fit.digest == artifact.contract.fit.data_digest:
+        known = len(features)
+    if known > KNOWN_LIMIT * len(features):
+        raise DatasetError(
+            f"{known} of {len(features)} images are among those that this artifact was fitted on; their scores say "
+            "nothing about new frames. Give images that neither the network nor the artifact has seen"
+        )
+
+
+def _fit_options(before: Contract, options: RecalibrateOptions) -> FitOptions:
+    return FitOptions(
         labels=options.labels,
         bank=before.bank.rows if before.bank.choice == "kmeans" else None,
-        alpha=alpha,
-        delta=delta,
+        alpha=before.calibration.alpha if options.alpha is None else options.alpha,
+        delta=before.calibration.delta if options.delta is None else options.delta,
         unseen=True,
         seed=options.seed,
     )
+
+
+def _fitted(artifact: Artifact, passes: Passes, threshold_only: bool, fit_options: FitOptions) -> Fitted:
+    before = artifact.contract
     head = head_from_model(artifact.model)
-    if options.threshold_only:
+    if threshold_only:
         return Fitted(
             head=head,
             bank=before.bank,
             fit=before.fit,
-            promise=Promise(alpha, delta, "unseen", "separate"),
+            promise=Promise(fit_options.alpha, fit_options.delta, "unseen", "separate"),
             calibration_digest=passes.fit.digest,
             calibration_features=passes.fit.fit.features,
             calibration_scores=None,

@@ -112,19 +112,7 @@ def _named_network(text: str, weights: Path | None) -> nn.Module:
 
 def _trace_module(network: nn.Module, input_size: tuple[int, int] | None) -> ModelProto:
     _refuse_training(network)
-    height, width = input_size or (224, 224)
-    images = torch.randn(2, _input_channels(network), height, width, generator=torch.Generator().manual_seed(0))
-    first = next(network.parameters(), None)
-    if first is not None and first.is_floating_point():
-        images = images.to(first.dtype).to(first.device)
-    with torch.no_grad():
-        try:
-            expected = network(images)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise ClassifierError(
-                f"the network does not accept images of shape {list(images.shape)}: {_first(error)}. "
-                "Give its input size with --input-size"
-            ) from error
+    images, expected = _first_run(network, input_size or (224, 224))
     if not isinstance(expected, torch.Tensor):
         count = len(expected) if hasattr(expected, "__len__") else 1
         raise ClassifierError(
@@ -145,12 +133,25 @@ def _refuse_training(network: nn.Module) -> None:
             )
 
 
-def _input_channels(network: nn.Module) -> int:
-    """Read 1 or 3 from the first convolution; 3 when there is none."""
-    for part in network.modules():
-        if isinstance(part, nn.Conv2d):
-            return part.in_channels if part.in_channels in (1, 3) else 3
-    return 3
+def _first_run(network: nn.Module, size: tuple[int, int]) -> tuple[torch.Tensor, Any]:
+    """Run random images of 3 channels, then of 1, unless the first convolution says which; return both sides."""
+    convolutions = [part.in_channels for part in network.modules() if isinstance(part, nn.Conv2d)]
+    tried = (convolutions[0],) if convolutions and convolutions[0] in (1, 3) else (3, 1)
+    first = next(network.parameters(), None)
+    reasons = []
+    for channels in tried:
+        images = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(0))
+        if first is not None and first.is_floating_point():
+            images = images.to(first.dtype).to(first.device)
+        try:
+            with torch.no_grad():
+                return images, network(images)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            reasons.append(f"{list(images.shape)}: {_first(error)}")
+    raise ClassifierError(
+        f"the network does not accept images of shape {'; nor '.join(reasons)}. Give its input size with --input-size; "
+        "networks of 1 or 3 channels are supported"
+    )
 
 
 def _export(network: nn.Module, images: torch.Tensor) -> ModelProto:

@@ -19,7 +19,7 @@ from grood_edge.progress import Progress, silent
 from grood_edge.publishing import published
 from grood_edge.runtime.session import Session
 
-__all__ = ["ScoreRow", "ScoreSummary", "row_writer", "score_images"]
+__all__ = ["ScoreRow", "ScoreSummary", "require_readable", "row_writer", "score_images"]
 
 UNREADABLE_LIMIT = 0.01
 _PARQUET_ROWS = 4096
@@ -58,36 +58,28 @@ class ScoreSummary:
 Write = Callable[[ScoreRow], None]
 
 
-@dataclass(frozen=True)
-class ScoreOptions:
-    """Images a batch, and whether more than 1 % unreadable images are an error."""
-
-    batch_size: int = 32
-    allow_unreadable: bool = False
-
-
 def score_images(
     session: Session,
     sources: Iterable[str | Path],
     write: Write,
-    options: ScoreOptions | None = None,
+    batch_size: int = 32,
     progress: Progress = silent,
 ) -> ScoreSummary:
     """Score every image of the sources, in order, and hand each row to `write`.
 
     Raises:
-        DatasetError: a source is missing or empty, or more than 1 % of the images are unreadable.
+        DatasetError: a source is missing or empty.
+        UsageError: a batch size below 1.
         BackendError: the device failed.
     """
-    options = options or ScoreOptions()
-    if options.batch_size < 1:
-        raise UsageError(f"--batch-size {options.batch_size}; expected a number from 1")
+    if batch_size < 1:
+        raise UsageError(f"--batch-size {batch_size}; expected a number from 1")
     parts = [_open_source(source) for source in sources]
     total = sum(count for count, _ in parts)
     unreadable: list[tuple[str, str]] = []
     classes: Counter[str] = Counter()
     flagged = invalid = done = 0
-    for names, frames in _batches(parts, session.contract.preprocessing, options.batch_size, unreadable):
+    for names, frames in _batches(parts, session.contract.preprocessing, batch_size, unreadable):
         for row in _rows(session, names, frames):
             write(row)
             flagged += row.is_ood
@@ -95,13 +87,22 @@ def score_images(
             classes[row.class_name] += 1
         done += len(names)
         progress("scoring", done + len(unreadable), total)
-    if len(unreadable) > UNREADABLE_LIMIT * total and not options.allow_unreadable:
-        shown = "; ".join(f"{name} ({reason})" for name, reason in unreadable[:5])
-        raise DatasetError(
-            f"{len(unreadable)} of {total} images cannot be read: {shown}. Repair or remove them, or go on without "
-            "them with --allow-unreadable"
-        )
     return ScoreSummary(done, flagged, invalid, dict(classes.most_common()), tuple(unreadable))
+
+
+def require_readable(summary: ScoreSummary) -> None:
+    """Fail a run in which too much was unreadable; the rows of the others are kept.
+
+    Raises:
+        DatasetError: more than 1 % of the images are unreadable; names some.
+    """
+    total = summary.images + len(summary.unreadable)
+    if len(summary.unreadable) > UNREADABLE_LIMIT * total:
+        shown = "; ".join(f"{name} ({reason})" for name, reason in summary.unreadable[:5])
+        raise DatasetError(
+            f"{len(summary.unreadable)} of {total} images cannot be read: {shown}. The others were scored; repair or "
+            "remove these, or accept it with --allow-unreadable"
+        )
 
 
 def row_writer(path: Path, force: bool) -> AbstractContextManager[Write]:

@@ -85,6 +85,9 @@ class Session:
             FrameError: no frames, or one of another dtype or shape.
             BackendError: the device failed.
         """
+        shape: tuple[int, ...] = getattr(frames, "shape", ())
+        if len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3)):
+            raise FrameError(f"one frame of shape {list(shape)} was given as a batch; use predict, or a list of frames")
         if len(frames) == 0:
             raise FrameError("no frames were given; expected at least one")
         batch = np.empty((len(frames), *self._shape), np.uint8)

@@ -11,13 +11,13 @@ from grood_edge.demo.images import DemoImages
 from grood_edge.errors import DatasetError, OutputError, UsageError
 from grood_edge.images import find_images, load_image
 from grood_edge.runtime import open_session
-from grood_edge.runtime.score import ScoreOptions, ScoreRow, row_writer, score_images
+from grood_edge.runtime.score import ScoreRow, require_readable, row_writer, score_images
 
 
-def scored(artifact: Path, *sources: str | Path, options: ScoreOptions | None = None) -> list[ScoreRow]:
+def scored(artifact: Path, *sources: str | Path, batch_size: int = 32) -> list[ScoreRow]:
     rows: list[ScoreRow] = []
     with open_session(artifact) as session:
-        score_images(session, sources, rows.append, options)
+        score_images(session, sources, rows.append, batch_size)
     return rows
 
 
@@ -33,7 +33,7 @@ def test_rows_equal_the_session_verdicts_whatever_the_batch_size(artifact_path: 
             assert row.ood_score == pytest.approx(verdict.ood_score, abs=1e-5)
             second, best = np.sort(outputs.logits[0])[-2:]
             assert row.logit_margin == pytest.approx(float(best - second), abs=1e-4)
-    single = scored(artifact_path, folder, options=ScoreOptions(batch_size=1))
+    single = scored(artifact_path, folder, batch_size=1)
     assert [row.is_ood for row in single] == [row.is_ood for row in rows]
     np.testing.assert_allclose([r.ood_score for r in single], [r.ood_score for r in rows], atol=1e-5)
 
@@ -102,18 +102,18 @@ def test_unreadable_images_are_named_and_more_than_one_percent_is_an_error(
     for path in find_images(digits.far_noise)[:10]:
         Image.open(path).save(tmp_path / path.name)
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot a picture")
-    with pytest.raises(DatasetError, match=r"1 of 11 images cannot be read: .*broken\.png"):
-        scored(artifact_path, tmp_path)
     rows: list[ScoreRow] = []
     with open_session(artifact_path) as session:
-        summary = score_images(session, [tmp_path], rows.append, ScoreOptions(allow_unreadable=True))
+        summary = score_images(session, [tmp_path], rows.append)
     assert summary.images == len(rows) == 10
     assert summary.unreadable[0][0].endswith("broken.png")
     assert summary.flagged == sum(row.is_ood for row in rows)
+    with pytest.raises(DatasetError, match=r"1 of 11 images cannot be read: .*broken\.png.*The others were scored"):
+        require_readable(summary)
 
 
 def test_missing_source_and_bad_batch_size(artifact_path: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="does not exist"):
         scored(artifact_path, tmp_path / "nowhere")
     with pytest.raises(UsageError, match="batch-size"):
-        scored(artifact_path, tmp_path, options=ScoreOptions(batch_size=0))
+        scored(artifact_path, tmp_path, batch_size=0)
