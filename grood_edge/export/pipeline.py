@@ -20,7 +20,14 @@ from grood_edge.export.classifier import ClassifierGraph, ClassifierOptions, loa
 from grood_edge.export.dataset import Dataset, LabelSource, open_dataset
 from grood_edge.export.diagnosis import require_plausible_classes, require_plausible_preprocessing
 from grood_edge.export.features import MAX_ROWS, Reading
-from grood_edge.export.fit import FitOptions, calibrated, fit_statistics, read_passes
+from grood_edge.export.fit import (
+    FitOptions,
+    Passes,
+    calibrated,
+    coverage_warnings,
+    fit_statistics,
+    read_passes,
+)
 from grood_edge.export.graph import attach_head, base_model
 from grood_edge.export.normal_form import OPSET
 from grood_edge.export.ood_prototype import ood_source, require_known_source
