@@ -64,6 +64,9 @@ def test_inspect_verify_score_json(exported: tuple[Path, Result], digits: DemoIm
     scored = json.loads(run("score", artifact, digits.near, "--out", out, "--json").stdout)
     assert scored["images"] == len(out.read_text().splitlines()) == 533
     assert scored["flagged"] > 0.7 * 533
+    printed = json.loads(run("score", artifact, digits.near, "--json").stdout)
+    assert len(printed["rows"]) == 533
+    assert (printed["guarantee"], printed["provenance"], printed["n"]) == ("conformal", "unseen", 314)
     strict = json.loads(run("score", artifact, digits.near, "--alpha", "0.01", "--json").stdout)
     assert strict["flagged"] < scored["flagged"]
 
@@ -140,6 +143,12 @@ def refusals(
         (1, "no tensor 'nothing'", [*export, *data, "--features", "nothing"]),
         (1, "exists", ["export", classifier, *data, "--out", existing]),
         (1, "does not exist; create it", ["export", classifier, *data, "--out", tmp / "no" / "model.onnx"]),
+        (1, "is the classifier itself", ["export", classifier, *data, "--out", classifier, "--force"]),
+        (2, "--seed -1; expected a number from 0", [*export, *data, "--seed", "-1"]),
+        (2, "--seed -1; expected a number from 0", ["demo", "--out", tmp / "demo", "--seed", "-1"]),
+        (1, "cannot write the demo", ["demo", "--out", "/proc/demo"]),
+        (2, "alpha is 2.0", ["score", artifact, digits.far_noise, "--alpha", "2"]),
+        (1, "630 of 630 images are among those", ["calibrate", artifact, "--data", digits.train, "--threshold-only"]),
         (1, "is a folder", ["export", classifier, *data, "--out", tmp]),
         (1, "unpickling runs", ["export", tmp / "network.pth", *data, "--out", out]),
         (1, "cannot import", ["export", "no_such_module:factory", *data, "--out", out]),
@@ -197,6 +206,28 @@ def test_interrupt_leaves_nothing_behind(
     assert process.returncode == 130, errors
     assert errors.strip().endswith("interrupted; nothing was written")
     assert list(out.parent.iterdir()) == []
+
+
+def test_names_cannot_drive_the_terminal(exported: tuple[Path, Result], tmp_path: Path) -> None:
+    (tmp_path / "\x1b[31mred.png").write_bytes(b"no picture")
+    result = run("score", exported[0], tmp_path)
+    assert result.exit_code == 1
+    assert "\x1b" not in result.output
+    assert "\\x1b[31mred.png" in result.output
+
+
+def test_calibration_images_of_classes_without_prototype_are_pointed_out(
+    classifier_onnx: Path, digits: DemoImages, tmp_path: Path
+) -> None:
+    (tmp_path / "names.txt").write_text("\n".join("0123456"))
+    for name in ("0", "3"):
+        shutil.copytree(digits.train / name, tmp_path / "data" / name)
+    data = ("--data", tmp_path / "data", "--classes", tmp_path / "names.txt")
+    result = run(
+        "export", classifier_onnx, *data, "--calibration-data", digits.calibration, "--out", tmp_path / "m.onnx"
+    )
+    assert result.exit_code == 0, result.output
+    assert "calibration images look like classes that have no images in --data (1, 2, 4, 5, 6)" in result.output
 
 
 def test_version_and_help() -> None:

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from grood_edge.conformal import count_at_least, largest_rank, least_calibration_images, p_values, rank_for
-from grood_edge.errors import CalibrationError
+from grood_edge.errors import CalibrationError, UsageError
 
 SIZES = (300, 1000, 2000, 5000, 10_000)
 RANKS = {0.05: (9, 39, 84, 225, 464), 0.01: (1, 5, 13, 39, 84), 0.001: (0, 0, 0, 2, 5)}  # 0: refused
@@ -82,9 +82,9 @@ def test_refusal_says_what_is_there_what_is_needed_and_what_to_do() -> None:
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -0.1, 5.0, math.nan, math.inf])
 def test_alpha_and_delta_out_of_range(value: float) -> None:
-    with pytest.raises(CalibrationError, match=f"alpha is {value}; expected"):
+    with pytest.raises(UsageError, match=f"alpha is {value}; expected"):
         rank_for(value, 0.05, 100)
-    with pytest.raises(CalibrationError, match=f"delta is {value}; expected"):
+    with pytest.raises(UsageError, match=f"delta is {value}; expected"):
         rank_for(0.05, value, 100)
 
 

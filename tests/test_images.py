@@ -403,3 +403,13 @@ class TestNpz:
         np.savez(tmp_path / "a.npz", stack)
         with pytest.raises(DatasetError, match=r"no item named 'images\.npy'.*expected images uint8"):
             open_npz(tmp_path / "a.npz")
+
+
+def test_a_format_that_starts_other_programs_is_not_decoded_whatever_its_name(tmp_path: Path) -> None:
+    """Pillow hands EPS to Ghostscript."""
+    path = tmp_path / "photo.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n")
+    with Image.open(path) as image:
+        assert image.format == "EPS"
+    with pytest.raises(UnreadableImageError, match="cannot identify"):
+        load_image(path)

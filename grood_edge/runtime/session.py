@@ -69,7 +69,7 @@ class Session:
         """
         return self.predict_batch([frame])[0]
 
-    def predict_batch(self, frames: Sequence[Frame]) -> list[Verdict]:
+    def predict_batch(self, frames: Sequence[Frame] | np.ndarray) -> list[Verdict]:
         """Return one verdict a frame; the frames may have different sizes.
 
         Raises:
@@ -78,7 +78,7 @@ class Session:
         """
         return self.verdicts(self.infer(frames))
 
-    def infer(self, frames: Sequence[Frame]) -> Outputs:
+    def infer(self, frames: Sequence[Frame] | np.ndarray) -> Outputs:
         """Resize and crop the frames as the contract says, run the graph, and return its raw outputs.
 
         Raises:

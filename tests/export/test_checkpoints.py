@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import pickle
+import sys
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -345,3 +346,29 @@ def test_unreadable_state_dict(content: bytes | None, tmp_path: Path) -> None:
         path.write_bytes(content)
     with pytest.raises(ClassifierError, match=r"weights\.pt (cannot be read|holds more)"):
         state_dict(path)
+
+
+def test_container_that_imports_a_module_is_refused_even_when_its_name_is_escaped(
+    good: Members, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A spec is JSON inside JSON: what torch reads after decoding it twice must not hide behind an escape."""
+    marker = tmp_path / "marker"
+    (tmp_path / "evil_spec.py").write_text(f"import os\nos.mkdir({str(marker)!r})\nboom = int\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    context = {"default_factory_module": "evil_spec", "default_factory_name": "boom", "dict_context": []}
+    evil = {"type": "collections.defaultdict", "context": context, "children_spec": []}
+
+    def edit(program: Any) -> None:
+        signature = program["graph_module"]["module_call_graph"][0]["signature"]
+        version, root = json.loads(signature["in_spec"])
+        root["children_spec"][1]["children_spec"].append(evil)
+        signature["in_spec"] = json.dumps([version, root]).replace("default_factory", "\\u0064efault_factory")
+
+    attack = archive_of(edited_json(good, MODEL, edit))
+    load_unprotected(attack)
+    assert marker.exists(), "the attack does not work at all: this test would prove nothing"
+    marker.rmdir()
+    monkeypatch.delitem(sys.modules, "evil_spec")
+    with pytest.raises(ClassifierError, match="hides Python code"):
+        checked_pt2(attack, "attack.pt2")
+    assert not marker.exists()

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
-from onnx import GraphProto, ModelProto, NodeProto, helper, shape_inference
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
 
 from grood_edge.errors import ClassifierError
 from grood_edge.export.feature_point import FeaturePoint, find_feature_point, pruned
@@ -181,3 +182,31 @@ def test_pruning_keeps_what_a_branch_takes_from_outside() -> None:
     weights = [helper.make_tensor("condition", 9, [], [True]), onnx_tensor("w2", 6, 5), onnx_tensor("b2", 5)]
     result = pruned(prepared(onnx_classifier([*CONV_NODES, choose], weights)), ["logits"])
     assert open_ort(result.SerializeToString()).run({"image": random_batch(3)})["logits"].shape == (6, 5)
+
+
+@pytest.mark.parametrize(("tensor", "pooling"), [("nhwc", "channels-last"), ("nchw", "channels-first")])
+def test_named_spatial_features_are_pooled_over_the_right_axes(tensor: str, pooling: str) -> None:
+    """Conv -> `nchw` -> Transpose -> `nhwc` -> ReduceMean -> MatMul, as converters from TensorFlow write it."""
+    rng = np.random.default_rng(0)
+    weights: dict[str, np.ndarray] = {
+        "w": rng.standard_normal((16, 3, 3, 3)).astype(np.float32),
+        "v": rng.standard_normal((16, 5)).astype(np.float32),
+        "axes": np.array([1, 2], np.int64),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["nchw"], pads=[1, 1, 1, 1]),
+        helper.make_node("Transpose", ["nchw"], ["nhwc"], perm=[0, 2, 3, 1]),
+        helper.make_node("ReduceMean", ["nhwc", "axes"], ["pooled"], keepdims=0),
+        helper.make_node("MatMul", ["pooled", "v"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 5])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    point = find_feature_point(shape_inference.infer_shapes(model), tensor)
+    assert (point.dimension, point.pooling) == (16, pooling)
+    assert find_feature_point(shape_inference.infer_shapes(model), None).features == "pooled"

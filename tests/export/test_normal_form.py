@@ -257,6 +257,12 @@ def test_external_data_that_leaves_the_folder_is_refused(tmp_path: Path) -> None
             load_onnx(path)
 
 
+def test_absolute_path_is_refused_wherever_it_leads(tmp_path: Path) -> None:
+    path = _external(tmp_path, str(tmp_path / "weights.data"))
+    with pytest.raises(ClassifierError, match=r"keeps its data in .*weights\.data'.* Put the data file beside"):
+        load_onnx(path)
+
+
 def test_symbolic_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     inside = tmp_path / "model"
     inside.mkdir()

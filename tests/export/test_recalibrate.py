@@ -325,3 +325,19 @@ def test_rotated_camera_frames_are_read_like_in_export(artifact: Path, digits: D
         for data in (upright, turned)
     ]
     assert entries[0] == entries[1]
+
+
+@pytest.mark.parametrize("threshold_only", [True, False])
+def test_images_that_the_artifact_was_fitted_on_are_refused(
+    threshold_only: bool, artifact_path: Path, digits: DemoImages, tmp_path: Path
+) -> None:
+    """They would turn "guarantee: none" into a promise: the whole set, and a part of it under other names."""
+    part = tmp_path / "part"
+    for index, path in enumerate(sorted(digits.train.rglob("*.png"))[::4]):
+        (part / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, part / path.parent.name / f"renamed-{index}.png")
+    options = RecalibrateOptions(threshold_only=threshold_only)
+    for data in (digits.train, part):
+        with pytest.raises(DatasetError, match=r"images are among those that this artifact was fitted on"):
+            recalibrate(artifact_path, data, tmp_path / "out.onnx", options)
+    assert not (tmp_path / "out.onnx").exists()

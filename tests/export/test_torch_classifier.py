@@ -267,3 +267,17 @@ def test_refusal_does_not_depend_on_what_is_in_the_file(tmp_path: Path) -> None:
         load_classifier(path, ClassifierOptions())
     with pytest.raises(ClassifierError, match="it was not opened"):
         load_classifier(tmp_path / "not there.pt", ClassifierOptions())
+
+
+def test_grey_network_without_convolution_is_tried_with_one_channel() -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+    graph = load_classifier(network.eval(), ClassifierOptions(input_size=(8, 8)))
+    assert (graph.channels, graph.dimension, graph.class_count) == (1, 16, 4)
+
+
+def test_network_of_four_channels_is_refused_with_what_was_tried() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(4, 2, 3), torch.nn.Flatten(), torch.nn.LazyLinear(3))
+    network(torch.zeros(1, 4, 8, 8))
+    with pytest.raises(ClassifierError, match=r"\[2, 3, 8, 8\].*nor \[2, 1, 8, 8\].*1 or 3 channels"):
+        load_classifier(network.eval(), ClassifierOptions(input_size=(8, 8)))

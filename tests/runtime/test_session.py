@@ -119,7 +119,7 @@ class TestAlpha:
 
     @pytest.mark.parametrize("alpha", [0.0, 1.0, -1.0, float("nan")])
     def test_alpha_out_of_range(self, artifact_path: Path, alpha: float) -> None:
-        with pytest.raises(CalibrationError, match="expected a number above 0 and below 1"):
+        with pytest.raises(UsageError, match="expected a number above 0 and below 1"):
             open_session(artifact_path, alpha=alpha)
 
 
@@ -301,3 +301,12 @@ class TestOpening:
             assert opened.predict(frames[0]) == session.predict(frames[0])
             assert opened.contract == read_artifact(artifact_path).contract
             assert opened.backend.provider == "cpu"
+
+
+def test_one_frame_is_no_batch(artifact_path: Path) -> None:
+    with open_session(artifact_path) as session:
+        for shape in ((48, 64, 3), (48, 64, 1), (48, 64)):
+            with pytest.raises(FrameError, match="was given as a batch; use predict"):
+                session.predict_batch(np.zeros(shape, np.uint8))
+        assert len(session.predict_batch(np.zeros((2, 48, 64, 3), np.uint8))) == 2
+        assert len(session.predict_batch(np.zeros((2, 48, 64), np.uint8))) == 2
