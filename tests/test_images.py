@@ -237,7 +237,7 @@ class TestFind:
         with pytest.raises(DatasetError, match="matches no image file"):
             find_images("x" * 5000)
         (folder / "empty").mkdir()
-        with pytest.raises(DatasetError, match=r"contains no image file; expected images ending in \.bmp"):
+        with pytest.raises(DatasetError, match=r"contains no image file; expected images ending in \.avif, \.bmp"):
             find_images(folder / "empty")
 
 
