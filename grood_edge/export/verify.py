@@ -91,6 +91,11 @@ def require_equal_scores(model: OrtModel, stored: bytes, contract: Contract, fra
         worst = max(worst, float((errors / limits)[comparable].max(initial=0.0)))
         compared = int(comparable.sum())
         flips += _flips(outputs.is_ood, expected, gap, contract)
+    if compared == 0:
+        raise VerificationError(
+            "no frame's score can be compared: all frames give the same gradients. Check the classifier's weights and "
+            "the preprocessing; nothing was written"
+        )
     if not worst <= 1.0 or flips:
         raise VerificationError(
             f"the artifact's ood_score differs from its definition by up to {largest:.1e} ({worst:.1f} times what "
