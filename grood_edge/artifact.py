@@ -1,4 +1,4 @@
-"""The artifact: one ONNX file with its contract and digests. Read, attach, publish; needs neither torch nor onnx.
+"""The artifact: one ONNX file with its contract and digests; reading and making it needs neither torch nor onnx.
 
 The digests find damage and mix-ups. They do not stop an attacker, who can write new ones.
 """
@@ -13,6 +13,7 @@ from grood_edge.contract import Contract
 from grood_edge.contract_reader import MAX_CONTRACT_BYTES, contract_from_json
 from grood_edge.errors import ArtifactError
 from grood_edge.graph_check import STANDARD_DOMAINS, refuse_external_data, require_agreement
+from grood_edge.onnx_proto import OPSET
 
 __all__ = [
     "CONTRACT_KEY",
@@ -26,7 +27,6 @@ CONTRACT_KEY = "grood_edge.contract"
 MAX_ARTIFACT_BYTES = (2 << 30) - 1  # protobuf's own limit
 
 MAX_MODEL_FIELDS = 1000  # beside the graph: metadata, and in foreign files opsets and functions
-OPSET = 19
 MAX_IR_VERSION = 10
 
 # Field numbers of onnx.proto3's ModelProto

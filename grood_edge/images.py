@@ -6,7 +6,7 @@ import math
 import os
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,7 @@ IMAGE_SUFFIXES = (
     ".tiff",
     ".webp",
 )
+UNREADABLE_LIMIT = 0.01  # share of unreadable images above which a command fails, unless told otherwise
 MAX_LABELS = 50_000_000
 MAX_PIXELS = 89_478_485  # Pillow's own bound against decompression bombs (an 8k frame has 33 million)
 # Not every format that Pillow knows: some start other programs (EPS), whatever the file is called.
@@ -102,6 +103,11 @@ def find_images(source: str | Path) -> list[Path]:
     if not files:
         raise DatasetError(f"{source} {found}; expected images ending in {', '.join(IMAGE_SUFFIXES)}")
     return sorted(files)
+
+
+def name_some(unreadable: Sequence[tuple[str, str]]) -> str:
+    """Return the first five of (name, reason), for a message."""
+    return "; ".join(f"{name} ({reason})" for name, reason in unreadable[:5])
 
 
 @dataclass(frozen=True)

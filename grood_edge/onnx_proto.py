@@ -3,6 +3,8 @@
 from grood_edge import wire
 from grood_edge.errors import ArtifactError
 
+OPSET = 19  # of every artifact: TensorRT 10 parses it, and Q/DQ may carry float16 scales
+
 # Field numbers of onnx.proto3
 MODEL_GRAPH, MODEL_FUNCTION = 7, 25
 GRAPH_NODE, GRAPH_NAME, GRAPH_INITIALIZER, GRAPH_INPUT, GRAPH_OUTPUT, GRAPH_SPARSE = 1, 2, 5, 11, 12, 15

@@ -1,10 +1,7 @@
 """The file: what is refused when reading."""
 
-import contextlib
 import dataclasses
-import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -215,19 +212,3 @@ def with_contract(data: bytes, text: str) -> bytes:
     entry = next(entry for entry in model.metadata_props if entry.key == CONTRACT_KEY)
     entry.value = text
     return bytes(model.SerializeToString())
-
-
-@contextlib.contextmanager
-def unprivileged() -> Iterator[None]:
-    """Give up root within the block, for which every folder is writable; real and effective user, as access() asks."""
-    if os.geteuid() != 0:
-        yield
-        return
-    try:
-        os.setresuid(65534, 65534, 0)
-    except OSError as error:
-        pytest.skip(f"root cannot change its user here: {error}")
-    try:
-        yield
-    finally:
-        os.setresuid(0, 0, 0)

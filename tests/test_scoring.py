@@ -9,7 +9,8 @@ from onnx import TensorProto, ValueInfoProto, helper
 
 from grood_edge.arrays import Bank, Features, Features64, Prototypes, Scores64, Vector64
 from grood_edge.export.graph import attach_head
-from grood_edge.export.normal_form import IR_VERSION, OPSET
+from grood_edge.export.normal_form import IR_VERSION
+from grood_edge.onnx_proto import OPSET
 from grood_edge.ort import OrtModel, open_ort
 from grood_edge.scoring import Head, OodHead, gradients, nearest_gap, ood_scores
 from grood_edge.stored_head import head_from_model, head_model

@@ -13,7 +13,8 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, helper, shape_inferenc
 
 from grood_edge.errors import BackendError, ClassifierError
 from grood_edge.export.feature_point import Pooling, find_feature_point, pruned
-from grood_edge.export.normal_form import OPSET, free_batch, load_onnx, normal_form
+from grood_edge.export.normal_form import free_batch, load_onnx, normal_form
+from grood_edge.onnx_proto import OPSET
 from grood_edge.ort import OrtModel, open_ort
 
 __all__ = ["ClassifierGraph", "ClassifierOptions", "load_classifier"]

@@ -4,10 +4,7 @@ Class folders, a flat folder, an .npz, `package.module:factory` or any iterable 
 become one `Dataset`.
 """
 
-import importlib
 import json
-import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,6 +15,7 @@ import numpy as np
 
 from grood_edge.arrays import Frame
 from grood_edge.errors import DatasetError
+from grood_edge.export.factory import call_factory, import_attribute
 from grood_edge.images import UnreadableImageError, find_images, load_image, open_npz
 
 __all__ = ["Dataset", "LabelSource", "Sample", "open_dataset", "read_class_names"]
@@ -71,7 +69,7 @@ def open_dataset(data: Any, labels: LabelSource, classes: tuple[str, ...] | None
     if path.is_dir():
         return _flat_folder(path, classes, seed) if labels == "predicted" else _class_folders(path, classes, seed)
     if not path.exists() and ":" in text:
-        return _dataset_from_batches(_call_factory(text), text, labels, classes)
+        return _dataset_from_batches(_batches_of_factory(text), text, labels, classes)
     raise DatasetError(
         f"{text} does not exist or is no data set; expected class folders, an .npz or package.module:factory"
     )
@@ -150,22 +148,9 @@ def _dataset_from_npz(path: Path, labels: LabelSource, classes: tuple[str, ...] 
     return Dataset(str(path), classes, len(archive), samples)
 
 
-def _call_factory(text: str) -> Any:
-    module_name, _, attribute = text.partition(":")
-    folder = os.getcwd()
-    sys.path.insert(0, folder)
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:  # importing runs the user's own code; anything can come out of it
-        raise DatasetError(
-            f"cannot import {text!r}: {error}; expected a folder, .npz or package.module:factory"
-        ) from error
-    finally:
-        sys.path.remove(folder)
-    try:
-        return factory()
-    except Exception as error:  # as above
-        raise DatasetError(f"{text} failed with {type(error).__name__}: {error}") from error
+def _batches_of_factory(text: str) -> Any:
+    factory = import_attribute(text, DatasetError, "a folder, .npz or package.module:factory")
+    return call_factory(factory, text, DatasetError)
 
 
 def _dataset_from_batches(

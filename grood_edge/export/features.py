@@ -14,6 +14,7 @@ import numpy as np
 from grood_edge.arrays import ClassCounts, Features, Frames, InputFrame, Labels, Prototypes
 from grood_edge.errors import ClassifierError, DatasetError
 from grood_edge.export.dataset import Dataset, Sample
+from grood_edge.images import UNREADABLE_LIMIT, name_some
 from grood_edge.ort import OrtModel
 from grood_edge.preprocessing import Preprocessing, preprocess_frame
 from grood_edge.progress import Progress, silent
@@ -23,7 +24,6 @@ __all__ = ["FeaturePass", "FeatureTable", "Reading", "collect_features", "merged
 BATCH = 32
 MAX_ROWS = 100_000  # feature rows kept; sums and counts always cover every image
 HELD_OUT_EVERY = 5  # in a split, every fifth image of a class calibrates
-UNREADABLE_LIMIT = 0.01
 CHECK_SAMPLES = 256  # raw frames kept for verification and diagnosis, whatever the number of images,
 CHECK_BYTES = 256 << 20  # and however large they are
 
@@ -247,8 +247,7 @@ def _require_readable(dataset: Dataset, done: int, unreadable: list[tuple[str, s
     if total == 0:
         raise DatasetError(f"{dataset.name} gave no images")
     if len(unreadable) > UNREADABLE_LIMIT * total and not (allow and done):
-        shown = "; ".join(f"{name} ({reason})" for name, reason in unreadable[:5])
         raise DatasetError(
-            f"{len(unreadable)} of {total} images in {dataset.name} cannot be read: {shown}. "
+            f"{len(unreadable)} of {total} images in {dataset.name} cannot be read: {name_some(unreadable)}. "
             "Repair or remove them, or go on without them with --allow-unreadable"
         )

@@ -10,7 +10,8 @@ from grood_edge import stored_head as stored
 from grood_edge.arrays import IdScores
 from grood_edge.export.classifier import ClassifierGraph
 from grood_edge.export.head import DECISION_OUTPUTS, head_constants, head_nodes
-from grood_edge.export.normal_form import IR_VERSION, OPSET
+from grood_edge.export.normal_form import IR_VERSION
+from grood_edge.onnx_proto import OPSET
 from grood_edge.preprocessing import Preprocessing
 from grood_edge.scoring import Head
 

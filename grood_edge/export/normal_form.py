@@ -24,10 +24,10 @@ from onnx import (
 )
 
 from grood_edge.errors import ClassifierError
+from grood_edge.onnx_proto import OPSET
 
-__all__ = ["IR_VERSION", "OPSET", "free_batch", "load_onnx", "normal_form"]
+__all__ = ["IR_VERSION", "free_batch", "load_onnx", "normal_form"]
 
-OPSET = 19  # TensorRT 10 parses it, and Q/DQ may carry float16 scales
 IR_VERSION = 9  # belongs to opset 19; onnxruntime 1.18 reads up to 10
 OLDEST_OPSET = 7  # below it, broadcasting was an attribute and no converter is reliable
 MAX_MODEL_BYTES = (2 << 30) - 1  # protobuf's own limit

@@ -29,7 +29,6 @@ from grood_edge.export.fit import (
     read_passes,
 )
 from grood_edge.export.graph import attach_head, base_model
-from grood_edge.export.normal_form import OPSET
 from grood_edge.export.ood_prototype import ood_source, require_known_source
 from grood_edge.export.verify import (
     HALF_LOGIT_TOLERANCE,
@@ -42,6 +41,7 @@ from grood_edge.export.verify import (
     verification_frames,
 )
 from grood_edge.images import UnreadableImageError, find_images, load_image
+from grood_edge.onnx_proto import OPSET
 from grood_edge.ort import OrtModel, open_ort
 from grood_edge.preprocessing import (
     PRESETS,

@@ -7,8 +7,6 @@ import contextlib
 import importlib
 import io
 import logging
-import os
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +17,8 @@ from onnx import ModelProto, TensorProto
 
 from grood_edge.errors import ClassifierError, MissingExtraError
 from grood_edge.export.checkpoints import MAX_PT2_BYTES, checked_pt2, state_dict
+from grood_edge.export.factory import call_factory, import_attribute
+from grood_edge.onnx_proto import OPSET
 from grood_edge.ort import open_ort
 
 try:
@@ -29,7 +29,6 @@ except ImportError as error:
 
 __all__ = ["onnx_from_torch"]
 
-TRACE_OPSET = 19
 MODULE_TOLERANCE = 1e-4  # relative to the largest logit: onnxruntime fuses batch norm into the convolutions
 HALF_TOLERANCE = 1e-2  # the same for float16 modules: 11 bits of mantissa, summed in another order
 _TRAINING_FLAGS = {"batch_norm": 5, "dropout": 2}  # position of the argument that says "training" in the operators
@@ -71,19 +70,8 @@ def onnx_from_torch(
 
 
 def _module_from_factory(text: str) -> nn.Module:
-    module_name, _, attribute = text.partition(":")
-    folder = os.getcwd()
-    sys.path.insert(0, folder)  # as `python -m` does: a factory usually lies in the user's working folder
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:  # importing runs the user's own code; anything can come out of it
-        raise ClassifierError(f"cannot import {text!r}: {error}; expected package.module:factory") from error
-    finally:
-        sys.path.remove(folder)
-    try:
-        network = factory if isinstance(factory, nn.Module) else factory()
-    except Exception as error:  # as above
-        raise ClassifierError(f"{text} failed with {type(error).__name__}: {error}") from error
+    factory = import_attribute(text, ClassifierError, "package.module:factory")
+    network = factory if isinstance(factory, nn.Module) else call_factory(factory, text, ClassifierError)
     if not isinstance(network, nn.Module):
         raise ClassifierError(f"{text} returned {type(network).__name__}; expected a torch.nn.Module")
     return network
@@ -161,7 +149,7 @@ def _export(network: nn.Module, images: torch.Tensor) -> ModelProto:
         try:
             with _quiet():
                 program = torch.onnx.export(
-                    network, (example,), dynamo=True, opset_version=TRACE_OPSET, dynamic_shapes=shapes, verbose=False
+                    network, (example,), dynamo=True, opset_version=OPSET, dynamic_shapes=shapes, verbose=False
                 )
         except Exception as error:  # tracing runs arbitrary user code; anything can come out of it
             if index + 1 == len(attempts):
@@ -210,7 +198,7 @@ def _onnx_from_pt2(path: Path) -> ModelProto:
                 raise ClassifierError(f"{path} has a {layer} in training mode; call .eval() and export it again")
     try:
         with _quiet():
-            traced = torch.onnx.export(program, (), dynamo=True, opset_version=TRACE_OPSET, verbose=False)
+            traced = torch.onnx.export(program, (), dynamo=True, opset_version=OPSET, verbose=False)
     except Exception as error:  # tracing can fail in any operator
         raise ClassifierError(f"{path} cannot be converted to ONNX: {_first(error)}") from error
     assert traced is not None

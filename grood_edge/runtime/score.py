@@ -13,7 +13,7 @@ import numpy as np
 
 from grood_edge.arrays import Frame, InputFrame
 from grood_edge.errors import DatasetError, MissingExtraError, UsageError
-from grood_edge.images import UnreadableImageError, find_images, load_image, open_npz
+from grood_edge.images import UNREADABLE_LIMIT, UnreadableImageError, find_images, load_image, name_some, open_npz
 from grood_edge.preprocessing import Preprocessing, preprocess_frame
 from grood_edge.progress import Progress, silent
 from grood_edge.publishing import published
@@ -21,7 +21,6 @@ from grood_edge.runtime.session import Session
 
 __all__ = ["ScoreRow", "ScoreSummary", "require_readable", "row_writer", "score_images"]
 
-UNREADABLE_LIMIT = 0.01
 _PARQUET_ROWS = 4096
 
 
@@ -98,7 +97,7 @@ def require_readable(summary: ScoreSummary) -> None:
     """
     total = summary.images + len(summary.unreadable)
     if len(summary.unreadable) > UNREADABLE_LIMIT * total:
-        shown = "; ".join(f"{name} ({reason})" for name, reason in summary.unreadable[:5])
+        shown = name_some(summary.unreadable)
         raise DatasetError(
             f"{len(summary.unreadable)} of {total} images cannot be read: {shown}. The others were scored; repair or "
             "remove these, or accept it with --allow-unreadable"

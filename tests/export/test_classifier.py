@@ -11,7 +11,8 @@ from torch import nn
 
 from grood_edge.errors import ClassifierError
 from grood_edge.export.classifier import ClassifierGraph, ClassifierOptions, graph_from_onnx, load_classifier
-from grood_edge.export.normal_form import IR_VERSION, OPSET
+from grood_edge.export.normal_form import IR_VERSION
+from grood_edge.onnx_proto import OPSET
 from grood_edge.ort import open_ort
 from tests.export.networks import (
     CLASSES,

@@ -11,8 +11,9 @@ from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_help
 
 from grood_edge.errors import ClassifierError
 from grood_edge.export.classifier import graph_from_onnx, load_classifier
-from grood_edge.export.normal_form import IR_VERSION, OPSET, free_batch, load_onnx, normal_form
+from grood_edge.export.normal_form import IR_VERSION, free_batch, load_onnx, normal_form
 from grood_edge.export.torch_classifier import onnx_from_torch
+from grood_edge.onnx_proto import OPSET
 from grood_edge.ort import open_ort
 from tests.export.networks import (
     CLASSES,
