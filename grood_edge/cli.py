@@ -28,7 +28,7 @@ class _Commands(TyperGroup):
             print(plain_text(f"error: {error}"), file=sys.stderr)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
-            print("interrupted; nothing was written", file=sys.stderr)
+            print(str(error) or "interrupted; nothing was written", file=sys.stderr)
             raise typer.Exit(130) from error
 
 
@@ -90,12 +90,18 @@ def export_command(
     weights: Annotated[Path | None, typer.Option(help="State dict for torchvision:NAME or timm:NAME.")] = None,
     ood_prototype: Annotated[str, typer.Option(help="mean, noise or images:DIR.")] = "mean",
     bank: Annotated[str, typer.Option(help="all, or a number of k-means rows.")] = "all",
+    max_bank_source: Annotated[
+        int, typer.Option(help="Feature rows kept in memory for the bank, spread over the classes.")
+    ] = 20_000,
     alpha: Annotated[float, typer.Option(help="Accepted false-alarm rate on ID frames.")] = 0.05,
     delta: Annotated[
         float | None, typer.Option(help="Risk that the rate exceeds alpha after all. [default: 0.05]")
     ] = None,
     probes: Annotated[
         Path | None, typer.Option(help="Images to embed as test vectors instead of synthetic ones.")
+    ] = None,
+    spool: Annotated[
+        Path | None, typer.Option(help="Folder for what was read so far; after Ctrl-C the same command goes on.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
     force: Force = False,
@@ -123,6 +129,7 @@ def export_command(
         labels=labels,
         ood_prototype=ood_prototype,
         bank=None if bank == "all" else _parsed("--bank", bank, int, "'all' or a number of rows"),
+        max_bank_source=max_bank_source,
         alpha=alpha,
         delta=delta,
         unseen=unseen,
@@ -130,9 +137,18 @@ def export_command(
         seed=seed,
         force=force,
         allow_unreadable=allow_unreadable,
+        spool=spool,
     )
     with progress_bars() as progress:
-        report = export_model(model, data, out, options, progress)
+        try:
+            report = export_model(model, data, out, options, progress)
+        except KeyboardInterrupt as error:
+            if spool is None:
+                raise
+            raise KeyboardInterrupt(
+                f"interrupted; no artifact was written. What was read is kept in {spool}: the same command goes on "
+                "from there"
+            ) from error
     _print_written(report, as_json, f"grood-edge score {out} IMAGES --out scores.jsonl")
 
 

@@ -1,6 +1,7 @@
 """The spine: classifier -> features -> statistics -> head -> graph -> verify -> artifact."""
 
 import contextlib
+import hashlib
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -17,9 +18,9 @@ from grood_edge.contract_reader import MAX_PROBES, MAX_TEXT, is_plain_name
 from grood_edge.errors import DatasetError, OutputError, UsageError
 from grood_edge.export.calibration import Promise
 from grood_edge.export.classifier import ClassifierGraph, ClassifierOptions, load_classifier
-from grood_edge.export.dataset import Dataset, LabelSource, open_dataset
+from grood_edge.export.dataset import Dataset, LabelSource, open_dataset, restart_of
 from grood_edge.export.diagnosis import require_plausible_classes, require_plausible_preprocessing
-from grood_edge.export.features import MAX_ROWS, Reading
+from grood_edge.export.features import DEFAULT_ROWS, MAX_ROWS, Reading
 from grood_edge.export.fit import (
     FitOptions,
     Passes,
@@ -30,6 +31,7 @@ from grood_edge.export.fit import (
 )
 from grood_edge.export.graph import attach_head, base_model
 from grood_edge.export.ood_prototype import ood_source, require_known_source
+from grood_edge.export.spool import SpoolPlan, check_spool_folder, remove_spools
 from grood_edge.export.verify import (
     HALF_LOGIT_TOLERANCE,
     LOGIT_TOLERANCE,
@@ -58,6 +60,8 @@ from grood_edge.stored_head import head_from_model
 
 __all__ = ["ExportOptions", "ExportReport", "export_model"]
 
+MIN_ROWS = 2_000  # of --max-bank-source: sets that are small enough to be cross-fitted keep every row
+
 
 @dataclass(frozen=True)
 class ExportOptions:
@@ -68,6 +72,8 @@ class ExportOptions:
     labels: `folder`, or `predicted` for unlabelled frames. ood_prototype: `mean`, `noise` or `images:DIR`.
     bank: k-means rows; None keeps every gradient. alpha: accepted false-alarm rate. delta: the risk that the rate
     is above alpha after all; None is 0.05 where a promise is possible. unseen: `data` was not trained on.
+    max_bank_source: feature rows that are kept, spread over the classes, for the bank to be made of. spool: a folder
+    for what has been read; an interrupted export goes on from there, and removes it at the end.
     """
 
     calibration_data: Any = None
@@ -77,6 +83,7 @@ class ExportOptions:
     labels: LabelSource = "folder"
     ood_prototype: str = "mean"
     bank: int | None = None
+    max_bank_source: int = DEFAULT_ROWS
     alpha: float = 0.05
     delta: float | None = None
     unseen: bool = False
@@ -84,6 +91,7 @@ class ExportOptions:
     seed: int = 0
     force: bool = False
     allow_unreadable: bool = False
+    spool: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -119,8 +127,9 @@ def export_model(
     fit_options = _fit_options(options)
     inputs = _open_inputs(model, data, options, progress)
     base = base_model(inputs.classifier, inputs.preprocessing)
-    bare = open_ort(base.SerializeToString())
-    passes = _read_passes(inputs, bare, options, progress)
+    graph = base.SerializeToString(deterministic=True)
+    bare = open_ort(graph)
+    passes = _read_passes(inputs, bare, options, graph, progress)
     reading = _reading(inputs, options, hold_out=False)
     ood = ood_source(options.ood_prototype, bare, reading, progress)
     progress("fitting statistics", 0, None)
@@ -143,8 +152,11 @@ def export_model(
     contract, verification = _verified(whole, contract, inputs, passes)
     progress("verifying", 1, 1)
     publish(artifact_bytes(whole, contract), out, options.force, check=reopen)
+    if options.spool is not None:
+        remove_spools(options.spool)
     unreadable = passes.unreadable() + ood.unreadable
-    return ExportReport(out, contract, verification, unreadable, coverage_warnings(passes, inputs.classes))
+    notes = passes.fit.notes + (passes.calibration.notes if passes.calibration is not None else ())
+    return ExportReport(out, contract, verification, unreadable, notes + coverage_warnings(passes, inputs.classes))
 
 
 @dataclass(frozen=True)
@@ -162,9 +174,20 @@ class _Inputs:
 def _open_inputs(model: Any, data: Any, options: ExportOptions, progress: Progress) -> _Inputs:
     require_known_source(options.ood_prototype)
     dataset = open_dataset(data, options.labels, options.classes, options.seed)
-    if options.bank is None and (dataset.count or 0) > MAX_ROWS:
-        raise UsageError(f"--bank all holds at most {MAX_ROWS:,} rows for {dataset.count:,} images; use --bank N")
+    if not MIN_ROWS <= options.max_bank_source <= MAX_ROWS:
+        expected = f"a number of rows from {MIN_ROWS:,} to {MAX_ROWS:,}"
+        raise UsageError(f"--max-bank-source {options.max_bank_source}; expected {expected}")
+    if options.bank is None and (dataset.count or 0) > options.max_bank_source:
+        raise UsageError(
+            f"--bank all would need a row for each of {dataset.count:,} images, but --max-bank-source keeps "
+            f"{options.max_bank_source:,} (at most {MAX_ROWS:,}); use --bank N or raise --max-bank-source"
+        )
     calibration_data = _calibration_dataset(options)
+    if options.spool is not None:
+        for restartable in (dataset, calibration_data):
+            if restartable is not None:
+                restart_of(restartable)
+        check_spool_folder(options.spool)
     progress("loading the classifier", 0, None)
     classifier = _classifier(model, options)
     progress("loading the classifier", 1, 1)
@@ -178,12 +201,21 @@ def _open_inputs(model: Any, data: Any, options: ExportOptions, progress: Progre
 
 def _reading(inputs: _Inputs, options: ExportOptions, hold_out: bool) -> Reading:
     count = inputs.classifier.class_count
-    return Reading(inputs.preprocessing, count, hold_out, options.seed, options.allow_unreadable)
+    return Reading(
+        inputs.preprocessing,
+        count,
+        hold_out,
+        options.seed,
+        options.allow_unreadable,
+        max_rows=options.max_bank_source,
+    )
 
 
-def _read_passes(inputs: _Inputs, bare: OrtModel, options: ExportOptions, progress: Progress) -> Passes:
+def _read_passes(inputs: _Inputs, bare: OrtModel, options: ExportOptions, graph: bytes, progress: Progress) -> Passes:
     """Run the classifier over all images, and stop when something else fits them clearly better."""
     reading = _reading(inputs, options, hold_out=inputs.calibration_data is None)
+    if options.spool is not None:
+        reading = replace(reading, spool=SpoolPlan(options.spool, hashlib.sha256(graph).hexdigest()))
     passes = read_passes(inputs.dataset, inputs.calibration_data, bare, reading, progress)
     if options.labels == "folder":
         require_plausible_classes(passes.everything().confusion, inputs.classes)

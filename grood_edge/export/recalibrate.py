@@ -88,8 +88,9 @@ def recalibrate(
         data, "predicted" if options.threshold_only else options.labels, before.classes, options.seed
     )
     model = open_ort(artifact.model)
+    refit = not options.threshold_only
     reading = Reading(
-        before.preprocessing, len(before.classes), not options.threshold_only, options.seed, options.allow_unreadable
+        before.preprocessing, len(before.classes), refit, options.seed, options.allow_unreadable, stratified=refit
     )
     passes = read_passes(dataset, None, model, reading, progress)
     _require_new_images(artifact, passes)
