@@ -43,7 +43,7 @@ def test_the_first_of_each_class_that_are_not_held_out() -> None:
     frames = kept(labels, 10, held_out).frames
     assert len(frames) == 2_000
     numbers = [[i for i in range(5_000) if i % 10 == label and i % 3][:200] for label in range(10)]
-    expected = sorted(sum(numbers, []))
+    expected = sorted(number for of_class in numbers for number in of_class)
     np.testing.assert_array_equal(frames[:, 0, 1, 0], np.array(expected) % 256)
 
 

@@ -68,8 +68,8 @@ def test_quotas_use_the_whole_budget_and_full_classes_never_gain() -> None:
             assert quotas.sum() == min(budget, counts.sum())
             assert (quotas <= counts).all()
             cut = quotas < counts
-            assert np.ptp(quotas[cut]) <= 1 if cut.any() else True
-            assert (quotas[~cut] <= quotas[cut].max()).all() if cut.any() else True
+            least = quotas[cut].min(initial=budget)
+            assert (quotas <= least + 1).all()  # equal shares, but for what is left over
             assert (quotas[full] <= before[full]).all()
             before, full = quotas, cut
 
@@ -112,9 +112,9 @@ def test_every_row_of_a_class_is_kept_equally_often() -> None:
         assert statistic > chi2.ppf(1e-6, size - 1)
 
 
-@pytest.mark.parametrize("size", [1, 32, 5000])
+@pytest.mark.parametrize("size", [1, 32, 5_000])
 def test_no_more_than_a_quarter_above_the_budget_is_held(size: int) -> None:
-    strata = np.random.default_rng(0).integers(0, 10, 20_000)
+    strata = np.random.default_rng(0).integers(0, 10, 5_000)
     numbers, most = sampled(strata, 400, 0, [size], 10)
     assert len(numbers) == 400
     assert most <= 501
