@@ -62,14 +62,14 @@ def run(images: int, dimension: int, max_rows: int = DEFAULT_ROWS) -> dict[str, 
         table = gatherer.table()
         gathered = time.perf_counter()
         progress("fitting", 0, None)
-        fit_head(table, None, BANK_ROWS, 0)
+        head = fit_head(table, None, BANK_ROWS, 0)
         progress("fitting", 1, 1)
     return {
         "images": images,
         "dimension": dimension,
         "rows_kept": len(table.labels),
         "rows_of_a_class": [int(np.bincount(table.labels).min()), int(np.bincount(table.labels).max())],
-        "bank_rows": BANK_ROWS,
+        "bank_rows": len(head.only().bank),
         "seconds_gathering": round(gathered - start, 1),
         "seconds_fitting": round(time.perf_counter() - gathered, 1),
         "peak_mb_imports": round(before),
