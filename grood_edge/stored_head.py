@@ -47,7 +47,7 @@ P_DENOMINATOR = GROUP + "p_denominator"
 _MAX_DIMS = 8
 _INT8_MAX = 127
 
-_ONNX_TYPES = {1: np.dtype("<f4"), 3: np.dtype("i1"), 6: np.dtype("<i4")}
+_ONNX_TYPES: dict[int, np.dtype] = {1: np.dtype("<f4"), 3: np.dtype("i1"), 6: np.dtype("<i4")}
 _ONNX_TYPE_OF = {dtype: number for number, dtype in _ONNX_TYPES.items()}
 
 
@@ -110,11 +110,13 @@ def rounded_rows(rows: Bank, prototypes: Prototypes, dtype: BankDtype) -> Bank:
     if dtype == "float32":
         return rows
     center = prototypes.mean(axis=0).astype(np.float32)
-    return _dequantised(*quantised((rows - center).astype(np.float32))).astype(np.float64) + center
+    rounded: Bank = _dequantised(*quantised((rows - center).astype(np.float32))).astype(np.float64) + center
+    return rounded
 
 
 def _dequantised(rows: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    return rows.astype(np.float32) * scale[:, None]  # float32, as DequantizeLinear computes it
+    values: np.ndarray = rows.astype(np.float32) * scale[:, None]  # float32, as DequantizeLinear computes it
+    return values
 
 
 def _ood_tensors(ood_head: OodHead, center: np.ndarray, rows: np.ndarray, names: OodNames) -> dict[str, np.ndarray]:

@@ -76,7 +76,8 @@ class BankRows:
         """Return the class that most images of each row belong to, int32 `[m]`."""
         votes = np.zeros((self.count, int(self.labels.max(initial=0)) + 1), np.int32)
         np.add.at(votes, (self.assignment, self.labels), 1)
-        return votes.argmax(axis=1).astype(np.int32)
+        classes: np.ndarray = votes.argmax(axis=1).astype(np.int32)
+        return classes
 
     def nearest_names(self) -> tuple[str, ...]:
         """Return, for each row, the name of the image nearest to it."""
@@ -188,7 +189,7 @@ def _clusters(features: Features64, prototypes: Prototypes, plan: HeadPlan) -> n
             u = PCA(KMEANS_DIRECTIONS, svd_solver="randomized", random_state=plan.seed).fit_transform(u)
         points = np.concatenate([u, log_s[:, None]], axis=1)
         kind = KMeans if len(u) * plan.rows <= FULL_KMEANS else MiniBatchKMeans
-        # k-means++ spreads the centres into sparse regions, where decisions fall; one trial a centre is enough for that.
+        # k-means++ spreads centres into sparse regions, where decisions fall; one trial a centre is enough for that.
         start, _ = kmeans_plusplus(points, plan.rows, random_state=plan.seed, n_local_trials=1)
         found = kind(plan.rows, init=start, n_init=1, max_iter=KMEANS_ITERATIONS, random_state=plan.seed)
         labels = found.fit(points).labels_

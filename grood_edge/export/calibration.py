@@ -101,7 +101,8 @@ def calibration_from_scores(held_out: CalibrationScores, promise: Promise, class
             "Check that the calibration images differ, and the classifier's weights"
         )
     rank = rank_for(promise.alpha, delta, scores.size)
-    groups, ranks = (scores,), ()
+    groups: tuple[Scores, ...] = (scores,)
+    ranks: tuple[int, ...] = ()
     if promise.per_class:
         groups = tuple(scores[held_out.class_ids == label] for label in range(len(classes)))
         ranks = _class_ranks(groups, promise.alpha, delta, classes)

@@ -134,8 +134,7 @@ def read_passes(
     fit = collect_features(data, model, reading, progress)
     if calibration is None:
         return Passes(fit, None)
-    plain = replace(reading, hold_out=False)
-    found = collect_features(calibration, model, plain, progress)
+    found = collect_features(calibration, model, reading.for_calibration(), progress)
     require_disjoint(fit, found)
     return Passes(fit, found)
 

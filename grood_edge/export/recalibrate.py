@@ -92,13 +92,15 @@ def recalibrate(
         data, "predicted" if options.threshold_only else options.labels, before.classes, options.seed
     )
     model = open_ort(artifact.model)
+    refit = not options.threshold_only
     reading = Reading(
         before.preprocessing,
         len(before.classes),
-        hold_out=not options.threshold_only,
+        hold_out=refit,
         seed=options.seed,
         allow_unreadable=options.allow_unreadable,
         space=before.space,
+        stratified=refit,
     )
     passes = read_passes(dataset, None, model, reading, progress)
     _require_new_images(artifact, passes)

@@ -65,7 +65,7 @@ def choose_sources(
 
 
 def _decided(sources: tuple[OodSource, ...], candidates: list[Candidate]) -> tuple[tuple[OodSource, ...], str]:
-    singles = dict(zip((source.entry.source for source in sources), sources, strict=True))
+    singles = {str(source.entry.source): source for source in sources}
     best = max((c for c in candidates if c.difference is not None), key=lambda c: c.auroc)
     assert best.difference is not None
     assert best.standard_error is not None
@@ -87,7 +87,7 @@ def choose_bank(table: FeatureTable, plan: HeadPlan, alpha: float, progress: Pro
 
     A size is good enough when its leave-class-out AUROC is at most 0.1 points below the full bank's, and when it
     decides at most 0.25 % of the ID images otherwise at the same false-alarm rate (0.5 % are accepted; this is an
-    estimate from 1,000 images). Sizes: none, 64, 128, ... 4,096; found by bisection, since what is lost falls with the size.
+    estimate from 1,000 images). Sizes: none, 64, 128, ... 4,096; found by bisection, as less is lost with more rows.
     """
     candidates, classes = bank_candidates(table), int((table.class_counts > 0).sum())
     most = None if candidates <= MOST_ROWS else MOST_ROWS

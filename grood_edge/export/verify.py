@@ -140,7 +140,7 @@ def _expected(features: Features64, head: Head) -> _Expected:
         totals[:3] += np.stack([ood_head.score_map(score) for score in scores])
         totals[3] += limit * np.maximum(ood_head.score_map.slope_at(low), ood_head.score_map.slope_at(high))
         comparable &= nearest.gap > MIN_GAP
-    return _Expected(*totals, comparable)
+    return _Expected(totals[0], totals[1], totals[2], totals[3], comparable)
 
 
 def _require_validity(outputs: Outputs, space: str) -> None:
