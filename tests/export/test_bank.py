@@ -1,19 +1,25 @@
-"""The gradient bank: every correctly classified image, or k-means centres of (u, log s)."""
+"""The gradient bank: every correctly classified image, or k-means centres of them; and the head that is made of it."""
 
 import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from sklearn.cluster import KMeans
+from sklearn.cluster import KMeans, kmeans_plusplus
 
 from grood_edge.errors import DatasetError, MissingExtraError
 from grood_edge.evaluate.metrics import auroc
 from grood_edge.export import bank as bank_module
-from grood_edge.export.bank import bank_candidates, fit_head
+from grood_edge.export.bank import BankRows, HeadPlan, bank_candidates, bank_rows, fit_head, head_of
 from grood_edge.export.features import FeaturePass, FeatureTable, rows_of
+from grood_edge.export.ood_prototype import Mixes, OodSource, plain_source
 from grood_edge.export.prototypes import class_prototypes
-from grood_edge.scoring import gradients, ood_scores
+from grood_edge.scoring import IDENTITY, class_distances, log_s_of, nearest_rows, ood_scores
+from grood_edge.stored_head import head_from_model, head_tensors
+
+MEAN, ORIGIN = plain_source("mean"), plain_source("origin")
+PLAN = HeadPlan((MEAN,), None, "float32", 0)
+TWO = replace(PLAN, sources=(MEAN, ORIGIN))
 
 
 @pytest.fixture
@@ -24,38 +30,102 @@ def table(digit_pass: FeaturePass) -> FeatureTable:
     return rows_of(replace(fit, predictions=predictions), np.ones(len(predictions), bool))
 
 
-def test_full_bank_holds_the_gradients_of_the_correct_images(table: FeatureTable) -> None:
-    head = fit_head(table, None, None, 0)
-    correct = table.labels == table.predictions
+def correct_features(table: FeatureTable) -> np.ndarray:
+    features: np.ndarray = table.features[table.labels == table.predictions].astype(np.float64)
+    return features
+
+
+def log_s(features: np.ndarray, prototypes: np.ndarray, position: np.ndarray) -> np.ndarray:
+    return log_s_of(class_distances(features, prototypes), np.linalg.norm(features - position, axis=1))
+
+
+def test_full_bank_holds_the_features_of_the_correct_images(table: FeatureTable) -> None:
+    head, rows = fit_head(table, PLAN)
+    correct = correct_features(table)
     prototypes = class_prototypes(table).prototypes
-    g = gradients(table.features[correct].astype(np.float64), prototypes, prototypes.mean(axis=0))
-    np.testing.assert_array_equal(head.only().prototype, prototypes.mean(axis=0))
-    np.testing.assert_array_equal(head.only().bank, g.u)
-    np.testing.assert_array_equal(head.only().bank_log_s, g.log_s)
-    assert bank_candidates(table) == correct.sum() == len(head.only().bank)
-    np.testing.assert_allclose(np.linalg.norm(head.only().bank, axis=1), 1, rtol=1e-12)
+    (ood_head,) = head.ood_heads
+    np.testing.assert_array_equal(ood_head.prototype, prototypes.mean(axis=0))
+    np.testing.assert_array_equal(head.bank, correct)
+    np.testing.assert_allclose(ood_head.bank_log_s, log_s(correct, prototypes, prototypes.mean(axis=0)), rtol=1e-12)
+    assert bank_candidates(table) == len(correct) == len(head.bank) == rows.count
+    assert ood_head.score_map == IDENTITY  # of one OOD prototype the score is log S itself
+    np.testing.assert_array_equal(rows.row_classes(), table.labels[table.labels == table.predictions])
 
 
 def test_given_position_is_the_ood_prototype(table: FeatureTable) -> None:
     position = np.linspace(0, 1, 64)
-    np.testing.assert_array_equal(fit_head(table, position, None, 0).only().prototype, position)
+    head, _ = fit_head(table, replace(PLAN, sources=(OodSource(MEAN.entry, position),)))
+    np.testing.assert_array_equal(head.ood_heads[0].prototype, position)
 
 
-def test_kmeans_centres_are_unit_rows_with_mean_log_s(table: FeatureTable) -> None:
-    full, small = fit_head(table, None, None, 0).only(), fit_head(table, None, 12, 0).only()
-    assert small.bank.shape == (12, 64)
-    np.testing.assert_allclose(np.linalg.norm(small.bank, axis=1), 1, rtol=1e-12)
-    # Every centre is the mean of the gradients nearest to it, in (u, log s): k-means' own fixed point.
-    points = np.concatenate([full.bank, full.bank_log_s[:, None]], axis=1)
-    lengths = np.ones(12)
-    for _ in range(50):  # the length that u had before it was brought to one is found by iterating
-        centres = np.concatenate([small.bank * lengths[:, None], small.bank_log_s[:, None]], axis=1)
-        owner = ((points[:, None] - centres[None]) ** 2).sum(axis=2).argmin(axis=1)
-        means = np.stack([points[owner == row].mean(axis=0) for row in range(12)])
-        lengths = np.linalg.norm(means[:, :-1], axis=1)
-    np.testing.assert_allclose(means[:, -1], small.bank_log_s, atol=1e-6)
-    np.testing.assert_allclose(means[:, :-1] / lengths[:, None], small.bank, atol=1e-6)
-    assert np.bincount(owner, minlength=12).min() > 0
+def test_kmeans_rows_are_means_of_their_images(table: FeatureTable) -> None:
+    head, rows = fit_head(table, replace(TWO, rows=12))
+    features = correct_features(table)
+    assert head.bank.shape == (12, 64)
+    assert sorted(set(rows.assignment.tolist())) == list(range(12))
+    for row in range(12):
+        own = rows.assignment == row
+        np.testing.assert_allclose(head.bank[row], features[own].mean(axis=0), rtol=1e-9, atol=1e-12)
+        for ood_head in head.ood_heads:  # one bank: of either OOD prototype its own mean log s
+            own_log_s = log_s(features[own], head.prototypes, ood_head.prototype)
+            assert ood_head.bank_log_s[row] == pytest.approx(own_log_s.mean(), rel=1e-9)
+        votes = np.bincount(rows.labels[own], minlength=7)
+        assert votes[rows.row_classes()[row]] == votes.max()
+
+
+def test_clusters_are_those_of_the_first_prototypes_direction_and_log_s(table: FeatureTable) -> None:
+    _, rows = fit_head(table, replace(TWO, rows=12))
+    features, prototypes = correct_features(table), class_prototypes(table).prototypes
+    v = features - prototypes.mean(axis=0)
+    points = np.column_stack([v / np.linalg.norm(v, axis=1)[:, None], log_s(features, prototypes, prototypes.mean(0))])
+    start, _ = kmeans_plusplus(points, 12, random_state=0, n_local_trials=1)
+    found = KMeans(12, init=start, n_init=1, max_iter=bank_module.KMEANS_ITERATIONS, random_state=0).fit(points)
+    np.testing.assert_array_equal(rows.assignment, found.labels_)
+
+
+def test_nearest_names_are_of_an_image_of_the_row(table: FeatureTable) -> None:
+    head, rows = fit_head(table, replace(PLAN, rows=12))
+    place = {name: i for i, name in enumerate(rows.names)}
+    for row, name in enumerate(rows.nearest_names()):
+        own = np.flatnonzero(rows.assignment == row)
+        distance = np.linalg.norm(rows.features[own] - head.bank[row], axis=1)
+        assert place[name] == own[distance.argmin()]
+    full, all_rows = fit_head(table, PLAN)
+    assert all_rows.nearest_names() == all_rows.names
+    assert len(full.bank) == len(all_rows.names)
+
+
+@pytest.mark.parametrize("rows", [None, 24])
+def test_int8_rows_equal_what_the_file_reads_back(rows: int | None, table: FeatureTable) -> None:
+    plan = replace(TWO, rows=rows, dtype="int8")
+    head, fitted = fit_head(table, plan)
+    exact, _ = fit_head(table, replace(plan, dtype="float32"))
+    largest = np.abs(exact.bank - exact.prototypes.mean(axis=0)).max(axis=1, keepdims=True)
+    assert (np.abs(head.bank - exact.bank) <= largest / 127 * 0.5001 + 1e-6).all()
+    assert not np.array_equal(head.bank, exact.bank)
+    stored = head_from_model(_model_with(head_tensors(head)))
+    assert stored.bank_dtype == "int8"
+    np.testing.assert_allclose(stored.bank, head.bank, atol=1e-6)
+    for ours, read in zip(head.ood_heads, stored.ood_heads, strict=True):
+        np.testing.assert_allclose(read.bank_log_s, ours.bank_log_s, rtol=1e-6)
+    assert fitted.features.dtype == np.float64  # the rounding is of the rows, not of the images
+
+
+def _model_with(tensors: dict[str, np.ndarray]) -> bytes:
+    from onnx import helper, numpy_helper
+
+    graph = helper.make_graph([], "head", [], [], [numpy_helper.from_array(v, name) for name, v in tensors.items()])
+    model: bytes = helper.make_model(graph).SerializeToString()
+    return model
+
+
+def test_no_rows_leave_log_s_as_the_score(table: FeatureTable) -> None:
+    head, rows = fit_head(table, replace(PLAN, rows=0, dtype="int8"))
+    assert head.bank.shape == (0, 64)
+    features = table.features.astype(np.float64)
+    position = head.ood_heads[0].prototype
+    np.testing.assert_allclose(ood_scores(features, head), log_s(features, head.prototypes, position), rtol=1e-12)
+    assert len(rows.features) == bank_candidates(table)  # what the maps of several prototypes are fitted on
 
 
 def test_small_bank_ranks_like_the_full_one(digit_pass: FeaturePass) -> None:
@@ -63,7 +133,7 @@ def test_small_bank_ranks_like_the_full_one(digit_pass: FeaturePass) -> None:
     shifted = features + np.random.default_rng(0).standard_normal(features.shape) * features.std()
     areas = []
     for rows in (None, 64):
-        head = fit_head(digit_pass.fit, None, rows, 0)
+        head, _ = fit_head(digit_pass.fit, replace(PLAN, rows=rows))
         scores = [ood_scores(values, head).astype(np.float32) for values in (features[::2] * 1.01, shifted)]
         areas.append(auroc(scores[0], scores[1]))
     assert areas[0] > 0.9
@@ -72,14 +142,16 @@ def test_small_bank_ranks_like_the_full_one(digit_pass: FeaturePass) -> None:
 
 @pytest.mark.parametrize("surplus", [0, 1, 1000])
 def test_as_many_rows_as_candidates_keep_all(surplus: int, table: FeatureTable) -> None:
-    head = fit_head(table, None, bank_candidates(table) + surplus, 0)
-    np.testing.assert_array_equal(head.only().bank, fit_head(table, None, None, 0).only().bank)
+    head, _ = fit_head(table, replace(PLAN, rows=bank_candidates(table) + surplus))
+    np.testing.assert_array_equal(head.bank, fit_head(table, PLAN)[0].bank)
 
 
 def test_kmeans_is_deterministic_and_follows_the_seed(table: FeatureTable) -> None:
-    a, b, c = (fit_head(table, None, 20, seed).only() for seed in (0, 0, 1))
+    a, b, c = (fit_head(table, replace(TWO, rows=20, seed=seed))[0] for seed in (0, 0, 1))
     np.testing.assert_array_equal(a.bank, b.bank)
-    np.testing.assert_array_equal(a.bank_log_s, b.bank_log_s)
+    for first, again in zip(a.ood_heads, b.ood_heads, strict=True):
+        np.testing.assert_array_equal(first.bank_log_s, again.bank_log_s)
+        np.testing.assert_array_equal(first.score_map.knots, again.score_map.knots)
     assert not np.array_equal(a.bank, c.bank)
 
 
@@ -87,37 +159,112 @@ def test_duplicate_images_are_no_trouble(table: FeatureTable) -> None:
     same = replace(
         table, features=np.repeat(table.features[:4], len(table.features) // 4 + 1, 0)[: len(table.features)]
     )
-    head = fit_head(rows_of(same, np.ones(len(same.labels), bool)), None, 20, 0)
-    assert np.isfinite(head.only().bank).all()
-    assert np.isfinite(head.only().bank_log_s).all()
+    head, rows = fit_head(rows_of(same, np.ones(len(same.labels), bool)), replace(TWO, rows=20))
+    assert np.isfinite(head.bank).all()
+    assert all(np.isfinite(ood_head.bank_log_s).all() for ood_head in head.ood_heads)
+    assert rows.count == len(head.bank) <= 20
+    assert np.isfinite(ood_scores(table.features.astype(np.float64), head)).all()
 
 
-def test_kmeans_sees_a_bounded_sample(table: FeatureTable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bank_module, "KMEANS_ROWS", 150)
-    head = fit_head(table, None, 30, 4)
-    features = table.features[table.labels == table.predictions].astype(np.float64)
-    chosen = np.sort(np.random.default_rng(4).choice(len(features), 150, replace=False))
-    g = gradients(features[chosen], head.prototypes, head.only().prototype)
-    points = np.concatenate([g.u, g.log_s[:, None]], axis=1)
-    centres = KMeans(30, n_init=1, max_iter=50, random_state=4).fit(points).cluster_centers_
-    np.testing.assert_allclose(head.only().bank_log_s, centres[:, -1], rtol=1e-9)
-    assert len(fit_head(table, None, 200, 4).only().bank) == 200  # a larger bank sees more
+def test_maps_are_fitted_on_scores_without_the_images_own_row(table: FeatureTable) -> None:
+    """With rows of one image each, the map sees the distance to the nearest other image's gradient."""
+    small = rows_of(table, np.arange(len(table.labels)) % 3 == 0)
+    head, rows = fit_head(small, TWO)
+    scores = bank_module._own_row_left_out(rows, head, 0)
+    for place in range(0, len(rows.features), 29):
+        rest = np.arange(len(rows.features)) != place
+        ood_heads = tuple(replace(h, bank_log_s=h.bank_log_s[rest]) for h in head.ood_heads)
+        others = replace(head, bank=head.bank[rest], ood_heads=ood_heads)
+        expected = nearest_rows(rows.features[place : place + 1], others)
+        for found, nearest in zip(scores, expected, strict=True):
+            assert found[place] == pytest.approx(nearest.score[0], abs=2e-2)
+
+
+def test_maps_of_kmeans_rows_leave_the_image_out_of_its_row(table: FeatureTable) -> None:
+    small = rows_of(table, np.arange(len(table.labels)) % 3 == 0)
+    head, rows = fit_head(small, replace(TWO, rows=15))
+    scores = bank_module._own_row_left_out(rows, head, 0)
+    sizes = np.bincount(rows.assignment)
+    for place in range(0, len(rows.features), 29):
+        own = rows.assignment[place]
+        rest = np.arange(len(rows.features)) != place
+        bank = head.bank.copy()
+        siblings = rest & (rows.assignment == own)
+        keep = np.arange(len(bank)) != own if sizes[own] == 1 else np.ones(len(bank), bool)
+        bank[own] = rows.features[siblings].mean(axis=0) if siblings.any() else bank[own]
+        ood_heads = []
+        for ood_head in head.ood_heads:
+            values = ood_head.bank_log_s.copy()
+            if siblings.any():
+                values[own] = log_s(rows.features[siblings], head.prototypes, ood_head.prototype).mean()
+            ood_heads.append(replace(ood_head, bank_log_s=values[keep]))
+        expected = nearest_rows(
+            rows.features[place : place + 1], replace(head, bank=bank[keep], ood_heads=tuple(ood_heads))
+        )
+        for found, nearest in zip(scores, expected, strict=True):
+            assert found[place] == pytest.approx(nearest.score[0], abs=2e-2)
+
+
+@pytest.mark.parametrize("rows", [None, 24, 0])
+def test_tail_slopes_of_the_combination_add_up_to_one(rows: int | None, table: FeatureTable) -> None:
+    head, _ = fit_head(table, replace(TWO, rows=rows))
+    far = np.array([1e6])
+    slopes = [float(ood_head.score_map.slope_at(far)[0]) for ood_head in head.ood_heads]
+    assert min(slopes) > 0
+    assert sum(slopes) == pytest.approx(1, rel=1e-9)
+
+
+def test_without_class_leaves_its_images_and_empty_rows_out(table: FeatureTable) -> None:
+    prototypes = class_prototypes(table).prototypes
+    rows = bank_rows(table, prototypes, replace(PLAN, rows=30))
+    left = rows.without_class(2)
+    assert 2 not in left.labels
+    assert len(left.labels) == (rows.labels != 2).sum()
+    assert left.count <= rows.count
+    assert sorted(set(left.assignment.tolist())) == list(range(left.count))
+    kept = rows.labels != 2
+    for row in range(left.count):  # the same images stay together
+        (old,) = set(rows.assignment[kept][left.assignment == row].tolist())
+        np.testing.assert_array_equal(left.assignment == row, rows.assignment[kept] == old)
+    head = head_of(left, np.delete(prototypes, 2, axis=0), PLAN)
+    np.testing.assert_allclose(head.bank, left.means(left.features))
+
+
+def test_rows_of_no_images_are_none() -> None:
+    empty = BankRows(np.zeros((0, 3)), np.zeros(0, np.int64), (), np.zeros(0, np.int64))
+    assert empty.count == 0
 
 
 def test_no_correct_image_is_refused(table: FeatureTable) -> None:
     with pytest.raises(DatasetError, match="no image is classified correctly; check class order"):
-        fit_head(replace(table, predictions=(table.labels + 1) % 7), None, None, 0)
+        fit_head(replace(table, predictions=(table.labels + 1) % 7), PLAN)
 
 
-def test_full_bank_of_too_many_images_is_refused(table: FeatureTable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bank_module, "MAX_ROWS", 100)
-    with pytest.raises(DatasetError, match=rf"a full bank of {table.images} images does not fit.* Use --bank N"):
-        fit_head(table, None, None, 0)
-    assert len(fit_head(table, None, 30, 0).only().bank) == 30
+def test_many_images_are_clustered_in_batches(table: FeatureTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact, _ = fit_head(table, replace(PLAN, rows=30))
+    monkeypatch.setattr(bank_module, "FULL_KMEANS", 1000)
+    head, rows = fit_head(table, replace(PLAN, rows=30))
+    assert not np.array_equal(head.bank[: len(exact.bank)], exact.bank[: len(head.bank)])
+    assert 15 < rows.count <= 30
+    np.testing.assert_allclose(head.bank, rows.means(rows.features))
+
+
+def test_maps_look_at_a_bounded_number_of_images(table: FeatureTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bank_module, "MAP_IMAGES", 50)
+    head, rows = fit_head(table, TWO)
+    assert [len(scores) for scores in bank_module._own_row_left_out(rows, head, 0)] == [50, 50]
 
 
 def test_kmeans_without_scikit_learn(table: FeatureTable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
     with pytest.raises(MissingExtraError, match=r"k-means bank \(--bank N\) needs .*scikit-learn"):
-        fit_head(table, None, 30, 0)
-    fit_head(table, None, None, 0)  # a full bank does not need it
+        fit_head(table, replace(PLAN, rows=30))
+    fit_head(table, PLAN)  # a full bank does not need it
+
+
+def test_a_mixup_source_moves_with_its_mixes(table: FeatureTable) -> None:
+    features = table.features[:6]
+    mixes = Mixes(features, table.labels[:6], (table.labels[:6] + 1) % 7, table.names[:6])
+    source = OodSource(replace(MEAN.entry, source="mixup"), mixes=mixes)
+    head, _ = fit_head(table, replace(PLAN, sources=(source,)))
+    np.testing.assert_allclose(head.ood_heads[0].prototype, features.astype(np.float64).mean(axis=0))
