@@ -47,7 +47,8 @@ def mixup_source(
         features, other = _mixed_at(base, tap, fitted, chosen, reading, progress)
     own = fitted.frame_labels[chosen]
     names = tuple(fitted.frame_names[i] for i in chosen)
-    entry = OodPrototype("mixup", len(chosen), False, "image" if tap is None else tap.tensor)
+    where = "image" if tap is None else tap.tensor.removeprefix("classifier/")  # as in the user's own graph
+    entry = OodPrototype("mixup", len(chosen), False, where)
     return OodSource(entry, mixes=Mixes(features, own, other, names))
 
 

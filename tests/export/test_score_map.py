@@ -28,7 +28,7 @@ KINDS = ("exponential", "normal", "two humps", "ties")
 @pytest.mark.parametrize("count", [12, 100, 1000])
 def test_map_increases_everywhere(kind: str, count: int) -> None:
     found = fitted_map(samples(kind, count))
-    x = np.sort(WIDE)
+    x = np.unique(WIDE)
     assert (np.diff(found(x)) > 0).all()
     assert (found.slope_at(x) > 0).all()
 
