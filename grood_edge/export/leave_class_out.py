@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from grood_edge.arrays import Features64, Labels, Prototypes, Scores64
+from grood_edge.arrays import Features64, Flags, Labels, Prototypes, Scores64
 from grood_edge.export.bank import BankRows, HeadPlan, bank_rows, head_of
 from grood_edge.export.features import FeatureTable
 from grood_edge.export.prototypes import class_prototypes
 from grood_edge.ranking import auroc
 from grood_edge.scoring import ScoreMap, nearest_rows
 
-__all__ = ["LeaveOut", "class_aurocs", "leave_out", "left_out_scores"]
+__all__ = ["LeaveOut", "class_aurocs", "divisible_classes", "leave_out", "left_out_scores"]
 
 MAX_CLASSES = 20
 MAX_SCORED = 1000
@@ -38,11 +38,21 @@ class LeaveOut:
     classes: tuple[int, ...]
 
 
+def divisible_classes(table: FeatureTable) -> int:
+    """Return the number of classes with two kept rows or more: one to be scored, one for the bank."""
+    return int(_divisible(table).sum())
+
+
+def _divisible(table: FeatureTable) -> Flags:
+    divisible: Flags = np.bincount(table.labels, minlength=len(table.class_counts)) >= 2
+    return divisible
+
+
 def leave_out(table: FeatureTable, seed: int, most: int = MAX_BANK) -> LeaveOut:
     """Divide a table into scored images and at most `most` images for the bank, seeded, class by class."""
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(table.labels))
-    present = np.flatnonzero(np.bincount(table.labels, minlength=len(table.class_counts)) >= 2)
+    present = np.flatnonzero(_divisible(table))
     classes = np.sort(rng.permutation(present)[:MAX_CLASSES])
     few = max(1, MAX_SCORED // (2 * max(1, len(present) - len(classes))))
     many = (MAX_SCORED if len(present) == len(classes) else MAX_SCORED // 2) // max(1, len(classes))
@@ -50,7 +60,9 @@ def leave_out(table: FeatureTable, seed: int, most: int = MAX_BANK) -> LeaveOut:
     for label in present:
         rows = order[table.labels[order] == label]
         scored[rows[: min(len(rows) // 2, many if label in classes else few)]] = True
-    chosen = np.flatnonzero(scored)[:MAX_SCORED]
+    some = order[scored[order]]  # in seeded order, those to be left out first: a cut takes of all other classes alike
+    some = some[np.argsort(~np.isin(table.labels[some], classes), kind="stable")]
+    chosen = np.sort(some[:MAX_SCORED])
     rest = np.sort(order[~scored[order]][:most])
     labels = table.labels[chosen]
     sums = table.class_sums.copy()

@@ -7,7 +7,7 @@ import numpy as np
 from grood_edge.contract import BankTrial, Candidate, Selection
 from grood_edge.export.bank import HeadPlan, bank_candidates, bank_rows, head_of
 from grood_edge.export.features import FeatureTable
-from grood_edge.export.leave_class_out import LeaveOut, class_aurocs, leave_out
+from grood_edge.export.leave_class_out import LeaveOut, class_aurocs, divisible_classes, leave_out
 from grood_edge.export.ood_prototype import OodSource
 from grood_edge.progress import Progress, silent
 from grood_edge.scoring import ood_scores
@@ -45,7 +45,7 @@ def choose_sources(
         plan: dtype and seed.
         progress: called as the work goes on.
     """
-    classes = int((table.class_counts > 0).sum())
+    classes = divisible_classes(table)
     if classes < 3:
         reason = f"with {classes} classes none can be left out, so nothing was chosen: mean is the default"
         return sources[:1], Selection("auto", reason, classes, 0, ())
@@ -89,7 +89,7 @@ def choose_bank(table: FeatureTable, plan: HeadPlan, alpha: float, progress: Pro
     decides at most 0.25 % of the ID images otherwise at the same false-alarm rate (0.5 % are accepted; this is an
     estimate from 1,000 images). Sizes: none, 64, 128, ... 4,096; found by bisection, as less is lost with more rows.
     """
-    candidates, classes = bank_candidates(table), int((table.class_counts > 0).sum())
+    candidates, classes = bank_candidates(table), divisible_classes(table)
     most = None if candidates <= MOST_ROWS else MOST_ROWS
     if classes < 3:
         reason = f"with {classes} classes none can be left out, so no smaller bank was tried"

@@ -1,0 +1,192 @@
+"""What `auto` chooses, by which rule, from which images; and that the table says so."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from grood_edge.contract import Candidate
+from grood_edge.export import selection as module
+from grood_edge.export.bank import HeadPlan
+from grood_edge.export.features import FeaturePass, FeatureTable, rows_of
+from grood_edge.export.ood_prototype import OodSource, plain_source
+from grood_edge.export.selection import choose_bank, choose_sources
+from tests.export.gaussians import Gaussians, centers
+
+MEAN, ORIGIN = plain_source("mean"), plain_source("origin")
+NOISE = OodSource(replace(MEAN.entry, source="noise"), np.full(64, 0.5))
+SOURCES = (MEAN, NOISE, ORIGIN)
+PLAN = HeadPlan(SOURCES, None, "int8", 0)
+
+
+def test_combination_is_kept_where_nothing_is_clearly_better(digit_pass: FeaturePass) -> None:
+    chosen, entry = choose_sources(digit_pass.fit, SOURCES, PLAN)
+    assert chosen == SOURCES
+    assert entry.reason == "no single OOD prototype is clearly better than the combination"
+    assert (entry.asked, entry.classes) == ("auto", 7)
+    assert 0 < entry.images <= digit_pass.fit.images // 2
+    assert [candidate.name for candidate in entry.candidates] == ["combination", "mean", "noise", "origin"]
+    together = entry.candidates[0]
+    assert (together.difference, together.standard_error) == (None, None)
+    for candidate in entry.candidates[1:]:
+        assert candidate.difference == pytest.approx(candidate.auroc - together.auroc, abs=2e-6)
+        assert candidate.standard_error is not None
+        assert candidate.standard_error >= 0
+    assert all(0.5 < candidate.auroc <= 1 for candidate in entry.candidates)
+
+
+def test_selection_follows_the_seed_alone(digit_pass: FeaturePass) -> None:
+    first, again, other = (
+        choose_sources(digit_pass.fit, SOURCES, replace(PLAN, seed=seed))[1] for seed in (0, 0, 1)
+    )
+    assert first == again
+    assert first.candidates != other.candidates
+
+
+@pytest.mark.parametrize(
+    ("gains", "chosen"),
+    [
+        ([0.05, 0.06, 0.04, 0.05], "origin"),  # 5 points, standard error 0.4
+        ([0.021, 0.021, 0.021, 0.021], "origin"),
+        ([0.019, 0.019, 0.019, 0.019], "combination"),  # sure, but too little
+        ([0.20, -0.10, 0.20, -0.10], "combination"),  # 5 points, standard error 8.7
+        ([-0.05, -0.05, -0.05, -0.05], "combination"),
+    ],
+)
+def test_one_source_must_gain_two_points_and_two_standard_errors(
+    gains: list[float], chosen: str, digit_pass: FeaturePass, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = np.array([0.80, 0.85, 0.75, 0.78])
+    aurocs = {"mean": together - 0.1, "noise": together + 0.001, "origin": together + gains, "combination": together}
+    monkeypatch.setattr(module, "class_aurocs", lambda half, plan: dict(aurocs))
+    found, entry = choose_sources(digit_pass.fit, SOURCES, PLAN)
+    assert found == ((ORIGIN,) if chosen == "origin" else SOURCES)
+    if chosen == "origin":
+        assert entry.reason.startswith("origin alone is better than the combination by ")
+        assert "standard error" in entry.reason
+    origin = next(candidate for candidate in entry.candidates if candidate.name == "origin")
+    assert origin.difference == pytest.approx(np.mean(gains), abs=1e-6)
+    assert origin.standard_error == pytest.approx(np.std(gains, ddof=1) / 2, abs=1e-6)
+
+
+def test_rule_itself() -> None:
+    def candidates(difference: float, error: float) -> list[Candidate]:
+        return [
+            Candidate("combination", 0.8, None, None),
+            Candidate("mean", 0.8 + difference, difference, error),
+            Candidate("noise", 0.7, -0.1, 0.0),
+            Candidate("origin", 0.7, -0.1, 0.0),
+        ]
+
+    assert module._decided(SOURCES, candidates(0.03, 0.014))[0] == (MEAN,)
+    assert module._decided(SOURCES, candidates(0.03, 0.016))[0] == SOURCES
+    assert module._decided(SOURCES, candidates(0.0199, 0.0))[0] == SOURCES
+    assert module._decided(SOURCES, candidates(0.5, float("inf")))[0] == SOURCES  # one class says nothing
+
+
+def with_classes(table: FeatureTable, labels: list[int]) -> FeatureTable:
+    return rows_of(table, np.isin(table.labels, labels))
+
+
+def test_two_classes_cannot_choose_and_take_the_mean(digit_pass: FeaturePass) -> None:
+    table = with_classes(digit_pass.fit, [2, 5])
+    chosen, entry = choose_sources(table, SOURCES, PLAN)
+    assert chosen == (MEAN,)
+    assert entry.reason == "with 2 classes none can be left out, so nothing was chosen: mean is the default"
+    assert (entry.classes, entry.images, entry.candidates) == (2, 0, ())
+    bank = choose_bank(table, replace(PLAN, sources=chosen), 0.05)
+    assert bank.rows is None
+    assert bank.trials == ()
+    assert bank.reason == "with 2 classes none can be left out, so no smaller bank was tried"
+
+
+def test_three_classes_can_choose(digit_pass: FeaturePass) -> None:
+    _, entry = choose_sources(with_classes(digit_pass.fit, [0, 2, 5]), SOURCES, PLAN)
+    assert entry.classes == 3
+    assert len(entry.candidates) == 4
+
+
+def test_classes_of_single_images_cannot_be_left_out(digit_pass: FeaturePass) -> None:
+    """Predicted labels may name a class once: there are three classes, and only one of them can be halved."""
+    fit = digit_pass.fit
+    keep = (fit.labels == 1) | (np.arange(len(fit.labels)) == np.flatnonzero(fit.labels == 2)[0])
+    keep |= np.arange(len(fit.labels)) == np.flatnonzero(fit.labels == 5)[0]
+    table = rows_of(fit, keep)
+    chosen, entry = choose_sources(table, SOURCES, PLAN)
+    assert chosen == (MEAN,)
+    assert entry.candidates == ()
+    assert choose_bank(table, replace(PLAN, sources=chosen), 0.05).trials == ()
+
+
+def test_log_s_alone_is_chosen_where_it_ranks_like_the_bank() -> None:
+    """At large norms log s spans many orders of magnitude, and says the same as the distance to the bank."""
+    rng = np.random.default_rng(0)
+    table = Gaussians(centers(rng, 5, 12, 300.0), 8.0).table(rng, np.arange(1500) % 5)
+    found = choose_bank(table, replace(PLAN, sources=(MEAN,)), 0.05)
+    assert found.rows == 0
+    assert found.reason.startswith("log s alone: the smallest that loses nothing against")
+
+
+def test_all_rows_are_kept_where_every_smaller_bank_decides_otherwise() -> None:
+    rng = np.random.default_rng(0)
+    table = Gaussians(centers(rng, 5, 24, 1.0), 0.5).table(rng, np.arange(700) % 5)
+    found = choose_bank(table, replace(PLAN, sources=(MEAN,)), 0.05)
+    assert found.rows is None
+    assert found.reason == f"no smaller bank decides like {found.trials[0].rows:,} rows"
+    assert len(found.trials) > 1
+    assert all(trial.changed > 0.0025 or trial.auroc < found.trials[0].auroc - 0.001 for trial in found.trials[1:])
+
+
+def check_trials(found: module.BankChoice) -> None:
+    """The chosen size was measured and is good; a smaller measured one is not."""
+    full, *others = found.trials
+    assert full.changed == 0
+    for trial in others:
+        good = trial.auroc >= full.auroc - 0.001 and trial.changed <= 0.0025
+        if found.rows is not None:
+            assert good == (trial.rows >= found.rows)
+    assert found.rows in [trial.rows for trial in others]
+    assert 0 in [trial.rows for trial in others] or min(trial.rows for trial in others) == 64
+
+
+def test_bank_of_the_combination_is_chosen_on_real_digits(digit_pass: FeaturePass) -> None:
+    found = choose_bank(digit_pass.fit, PLAN, 0.05)
+    again = choose_bank(digit_pass.fit, PLAN, 0.05)
+    assert found == again
+    assert found.trials[0].rows <= digit_pass.fit.images
+    assert found.rows in module.SIZES
+    assert found.reason == f"{found.rows} rows: the smallest that loses nothing against {found.trials[0].rows:,}"
+    check_trials(found)
+
+
+def test_limits_hold_for_many_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """12,000 images and 40 classes: what is fitted and scored stays bounded, and a full bank has 4,096 rows at most."""
+    seen: list[tuple[int, int]] = []
+    measured = module.class_aurocs
+
+    def recorded(half: module.LeaveOut, plan: HeadPlan) -> dict[str, np.ndarray]:
+        seen.append((len(half.scored), len(half.bank.labels)))
+        assert len(half.classes) <= 20
+        return measured(half, plan)
+
+    monkeypatch.setattr(module, "class_aurocs", recorded)
+    monkeypatch.setattr(module, "SIZES", (64,))
+    monkeypatch.setattr(module, "CHANGED", -1.0)  # so that no size is good enough
+    rng = np.random.default_rng(0)
+    table = Gaussians(centers(rng, 40, 6, 9.0)).table(rng, np.arange(12_000) % 40)
+    plan = replace(PLAN, sources=(MEAN,))
+    choose_sources(table, (MEAN, ORIGIN), replace(plan, sources=(MEAN, ORIGIN)))
+    found = choose_bank(table, plan, 0.05)
+    assert seen
+    assert all(scored <= 1000 and bank <= 2048 for scored, bank in seen)
+    assert (table.labels == table.predictions).sum() > module.MOST_ROWS
+    assert found.rows == module.MOST_ROWS
+    assert "no smaller bank decides like" in found.reason
+    assert found.trials[0].rows <= module.MANY_IMAGES
+
+
+def test_progress_is_reported(digit_pass: FeaturePass) -> None:
+    labels: set[str] = set()
+    choose_sources(digit_pass.fit, SOURCES, PLAN, lambda label, done, total: labels.add(label))
+    choose_bank(digit_pass.fit, PLAN, 0.05, lambda label, done, total: labels.add(label))
+    assert labels == {"choosing the OOD prototype", "choosing the bank's size"}
