@@ -100,6 +100,7 @@ def export_command(
         str, typer.Option(help="Where mixup mixes: features, early (the paper's), or a tensor of the classifier.")
     ] = "features",
     space: Annotated[Literal["features", "logits"], typer.Option(help="What the head reads.")] = "features",
+    scale: Annotated[str, typer.Option(help="Of the distances: auto, or a number; 1 is the paper's.")] = "auto",
     score: Annotated[
         Literal["gradient", "s"], typer.Option(help="'s' scores by log s alone and needs no bank.")
     ] = "gradient",
@@ -150,6 +151,7 @@ def export_command(
         ood_prototype=ood_prototype,
         mixup_layer=mixup_layer,
         space=space,
+        scale="auto" if scale == "auto" else _parsed("--scale", scale, float, "auto or a number"),
         bank=_bank_size(bank, score),
         bank_dtype=bank_dtype,
         keep_paths=keep_paths,

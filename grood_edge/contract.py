@@ -31,6 +31,8 @@ __all__ = [
     "GradientBank",
     "OodPrototype",
     "Probe",
+    "Scale",
+    "ScaleTrial",
     "Selection",
     "decode_scores",
     "encode_array",
@@ -81,6 +83,24 @@ class Candidate:
     auroc: float
     difference: float | None
     standard_error: float | None
+
+
+@dataclass(frozen=True)
+class ScaleTrial:
+    """A scale and the AUROC with which held-out fit images and shuffled ones are told apart at it."""
+
+    scale: float
+    auroc: float
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The scale a of the distances, what was asked for, why, and the scales that `auto` measured (else empty)."""
+
+    value: float
+    asked: str
+    reason: str
+    trials: tuple[ScaleTrial, ...]
 
 
 @dataclass(frozen=True)
@@ -227,6 +247,7 @@ class Contract:
     classifier: Classifier
     precision: Literal["fp32"]
     space: Literal["features", "logits"]
+    scale: Scale
     selection: Selection
     ood_prototypes: tuple[OodPrototype, ...]
     bank: GradientBank

@@ -11,7 +11,7 @@ from grood_edge.export.calibration import Promise
 from grood_edge.export.classifier import ClassifierGraph, ClassifierOptions, load_classifier
 from grood_edge.export.dataset import Dataset, LabelSource, open_dataset, restart_of
 from grood_edge.export.features import DEFAULT_ROWS, MAX_ROWS, Reading
-from grood_edge.export.fit import BankSize, FitOptions, Space
+from grood_edge.export.fit import BankSize, FitOptions, ScaleOption, Space
 from grood_edge.export.mixup import FEATURES
 from grood_edge.export.ood_prototype import AUTO, source_names
 from grood_edge.export.spool import check_spool_folder
@@ -40,8 +40,8 @@ class ExportOptions:
     classes: names in the classifier's order; None takes the sorted folder names.
     labels: `folder`, or `predicted` for unlabelled frames. ood_prototype: `auto`, or some of `mean`, `mixup`, `noise`,
     `origin` and `images:DIR`, separated by commas. mixup_layer: `features`, `early` or a tensor.
-    space: the head reads the features, or the classifier's logits. bank: `auto`, `all`, `none` (the score is log s), or
-    a number of k-means rows. bank_dtype: how the rows are stored. keep_paths: names of images in the contract, for
+    space: the head reads the features, or the classifier's logits. scale: of the distances; 1 is the paper's. bank:
+    `auto`, `all`, `none` (the score is log s), or a number of k-means rows. bank_dtype: how the rows are stored. keep_paths: names of images in the contract, for
     explanations. alpha: accepted false-alarm rate. delta: the risk that the rate is above alpha after all; None is 0.05
     where a promise is possible. rule: `marginal` holds alpha on average only. per_class: p-values by predicted class.
     unseen: `data` was not trained on.
@@ -57,6 +57,7 @@ class ExportOptions:
     ood_prototype: str = AUTO
     mixup_layer: str = FEATURES
     space: Space = "features"
+    scale: ScaleOption = "auto"
     bank: BankSize = "auto"
     bank_dtype: BankDtype = "int8"
     keep_paths: bool = False
@@ -158,6 +159,7 @@ def fit_options(options: ExportOptions) -> FitOptions:
         bank=options.bank,
         bank_dtype=options.bank_dtype,
         space=options.space,
+        scale=options.scale,
         keep_paths=options.keep_paths,
         labels=options.labels,
         alpha=options.alpha,

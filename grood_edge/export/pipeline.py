@@ -37,6 +37,7 @@ from grood_edge.export.ood_prototype import (
     plain_source,
     source_names,
 )
+from grood_edge.export.scale import shuffled_features
 from grood_edge.export.spool import SpoolPlan, remove_spools
 from grood_edge.export.verify import (
     HALF_LOGIT_TOLERANCE,
@@ -98,7 +99,10 @@ def export_model(
     passes = _read_passes(inputs, bare, options, graph, progress)
     sources = _sources(base, bare, passes, (inputs, options), progress)
     progress("fitting statistics", 0, None)
-    fitted = fit_statistics(passes, inputs.classes, sources, fitting, progress)
+    shuffled = None
+    if options.scale == "auto":
+        shuffled = shuffled_features(bare, passes.fit, reading_of(inputs, options, hold_out=False), progress)
+    fitted = fit_statistics(passes, inputs.classes, sources, fitting, shuffled, progress)
     whole, calibration = calibrated(_attached(base, fitted.head, options.space), fitted, inputs.classes, options.space)
     progress("fitting statistics", 1, 1)
     contract = Contract(
@@ -107,6 +111,7 @@ def export_model(
         classifier=_classifier_entry(inputs.classifier),
         precision="fp32",
         space=options.space,
+        scale=fitted.scale,
         selection=fitted.selection,
         ood_prototypes=tuple(source.entry for source in fitted.sources),
         bank=fitted.bank,
