@@ -39,11 +39,12 @@ class ExportOptions:
     calibration_data: images the network was never trained on; None splits or cross-fits `data`.
     classes: names in the classifier's order; None takes the sorted folder names.
     labels: `folder`, or `predicted` for unlabelled frames. ood_prototype: `auto`, or some of `mean`, `mixup`, `noise`,
-    `origin` and `images:DIR`, separated by commas. mixup_layer: `features`, `early` or a tensor.
-    space: the head reads the features, or the classifier's logits. scale: of the distances; 1 is the paper's. bank:
-    `auto`, `all`, `none` (the score is log s), or a number of k-means rows. bank_dtype: how the rows are stored. keep_paths: names of images in the contract, for
-    explanations. alpha: accepted false-alarm rate. delta: the risk that the rate is above alpha after all; None is 0.05
-    where a promise is possible. rule: `marginal` holds alpha on average only. per_class: p-values by predicted class.
+    `origin` and `images:DIR`, separated by commas. mixup_layer: `features`, `early` or a tensor. space: the head reads
+    the features, or the classifier's logits. scale: of the distances; 1 is the paper's. bank: `auto`, `all`, `none`
+    (the score is log s), or a number of k-means rows. bank_dtype: how the rows are stored. keep_paths: names of images
+    in the contract, for explanations. alpha: accepted false-alarm rate. delta: the risk that the rate is above alpha
+    after all; None is 0.05 where a promise is possible. rule: `marginal` holds alpha on average only. per_class:
+    p-values by predicted class.
     unseen: `data` was not trained on.
     max_bank_source: feature rows that are kept, spread over the classes, for the bank to be made of. spool: a folder
     for what has been read; an interrupted export goes on from there, and removes it at the end.

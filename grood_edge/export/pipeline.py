@@ -103,7 +103,8 @@ def export_model(
     if options.scale == "auto":
         shuffled = shuffled_features(bare, passes.fit, reading_of(inputs, options, hold_out=False), progress)
     fitted = fit_statistics(passes, inputs.classes, sources, fitting, shuffled, progress)
-    whole, calibration = calibrated(_attached(base, fitted.head, options.space), fitted, inputs.classes, options.space)
+    attached = _attached(base, fitted.head, options.space, len(inputs.classes))
+    whole, calibration = calibrated(attached, fitted, inputs.classes, options.space)
     progress("fitting statistics", 1, 1)
     contract = Contract(
         classes=inputs.classes,
@@ -193,9 +194,9 @@ def tool_versions(extra: tuple[str, ...] = ()) -> dict[str, str]:
     return versions
 
 
-def _attached(base: ModelProto, head: Head, space: str) -> bytes:
+def _attached(base: ModelProto, head: Head, space: str, classes: int) -> bytes:
     """Serialise base and head, with an empty calibration that `calibrated` replaces."""
-    empty = DecisionRule((np.zeros(1, np.float32),), (1,), np.zeros(1, np.int32))
+    empty = DecisionRule((np.zeros(1, np.float32),), (1,), np.zeros(classes, np.int32))
     return bytes(attach_head(base, head, space, empty).SerializeToString(deterministic=True))
 
 

@@ -21,7 +21,7 @@ from grood_edge.scoring import ood_scores
 
 __all__ = ["SCALES", "choose_scale", "shuffled_features", "shuffled_patches"]
 
-SCALES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+SCALES = tuple(2.0**i for i in range(-6, 4))
 PATCHES = 4  # an image is cut into 4 x 4
 SHUFFLED_IMAGES = 256
 BANK_IMAGES = 1024
