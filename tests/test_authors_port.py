@@ -57,9 +57,7 @@ def names(digits: DemoImages) -> list[str]:
 
 
 @pytest.fixture(scope="module", params=["mean of the prototypes", "features of noise"])
-def reference(
-    request: pytest.FixtureRequest, digits: DemoImages, network: DigitNetwork, names: list[str]
-) -> Reference:
+def reference(request: pytest.FixtureRequest, digits: DemoImages, network: DigitNetwork, names: list[str]) -> Reference:
     fit = read_digits(network, [digits.train], names)
     prototypes = np.stack([fit.features[fit.labels == c].mean(axis=0) for c in range(len(names))])
     noise = read_digits(network, [digits.far_noise], names).features.mean(axis=0)
