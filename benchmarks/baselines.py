@@ -6,7 +6,7 @@ All scores are higher for more OOD, in NumPy, from the same images: MSP (Hendryc
 """
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,8 @@ def mahalanobis(fit: Outputs, labels: NDArray[np.int64], scored: Outputs) -> Flo
     """Squared distance to the nearest class mean, in the metric of the covariance within classes."""
     features = fit.features.astype(np.float64)
     means = np.stack([features[labels == c].mean(axis=0) for c in np.unique(labels)])
-    factor = np.linalg.cholesky(LedoitWolf(assume_centered=True).fit(features - means[labels]).precision_)
+    precision: Float = LedoitWolf(assume_centered=True).fit(features - means[labels]).precision_
+    factor = np.linalg.cholesky(precision)
     rows, centres = scored.features.astype(np.float64) @ factor, means @ factor
     score: Float = np.min([((rows - centre) ** 2).sum(axis=1) for centre in centres], axis=0)
     return score
@@ -75,7 +76,7 @@ def row_of(test: np.ndarray, ood: Mapping[str, np.ndarray]) -> Row:
 
 def baseline_rows(fit: Outputs, labels: NDArray[np.int64], test: Outputs, ood: Mapping[str, Outputs]) -> dict[str, Row]:
     """Return the four baselines' rows."""
-    methods = {
+    methods: dict[str, Callable[[Outputs], Float]] = {
         "MSP": msp,
         "energy": energy,
         "KNN-10": lambda scored: knn(fit, scored),

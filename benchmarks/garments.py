@@ -133,7 +133,8 @@ def train_network(frames: Images, labels: Classes, seed: int) -> SmallCnn:
     """Train on one thread: SGD, one cycle, random mirroring."""
     torch.manual_seed(seed)
     # channels last: a third less time on one thread
-    network = SmallCnn().train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = SmallCnn().train()
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x, y = tensor_from_frames(frames), torch.from_numpy(labels)
     steps = EPOCHS * (len(x) // BATCH)
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.02)
@@ -146,7 +147,7 @@ def train_network(frames: Images, labels: Classes, seed: int) -> SmallCnn:
             mirrored = mirrored.contiguous(memory_format=torch.channels_last)
             loss = nn.functional.cross_entropy(network(mirrored), y[rows])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
         print(f"epoch {epoch + 1} of {EPOCHS}: loss {loss.item():.3f}", flush=True)
