@@ -17,6 +17,7 @@ from grood_edge.runtime.session import Session
 __all__ = [
     "artifact_document",
     "artifact_table",
+    "decision_rows",
     "demo_tables",
     "guarantee_sentence",
     "probe_document",
@@ -36,7 +37,7 @@ def written_table(report: Any) -> Table:
         f"wrote {report.path} ({size:,} bytes)",
         [
             *_network_rows(contract),
-            *_decision_rows(contract),
+            *decision_rows(contract),
             (
                 "verified",
                 f"{verified.frames} frames: logits within {verified.largest_logit_error:.1e} of the classifier's, "
@@ -184,7 +185,7 @@ def artifact_table(artifact: Artifact) -> Table:
     contract = artifact.contract
     return _key_values(
         "artifact",
-        [*_network_rows(contract), *_decision_rows(contract), *_file_rows(artifact)],
+        [*_network_rows(contract), *decision_rows(contract), *_file_rows(artifact)],
     )
 
 
@@ -223,7 +224,8 @@ def _network_rows(contract: Contract) -> list[tuple[str, str]]:
     ]
 
 
-def _decision_rows(contract: Contract) -> list[tuple[str, str]]:
+def decision_rows(contract: Contract) -> list[tuple[str, str]]:
+    """Return what was chosen at export, fitted and promised, as (name, value)."""
     fit, bank, calibration = contract.fit, contract.bank, contract.calibration
     sources = ", ".join(
         o.source
