@@ -26,8 +26,9 @@ h3 { font-size: 14px; margin: 16px 0 6px } p { margin: 6px 0 } .note, .small { c
 .verdict strong { font-size: 18px; line-height: 1.4; display: block; margin-bottom: 6px }
 .kept, .stricter { border-color: #2d8a4e; background: #eef7f1 } .broken { border-color: #c8372d; background: #fdf0ef }
 .none { border-color: #c98a00; background: #fdf6e6 }
-.tiles { display: flex; gap: 12px; flex-wrap: wrap } 
-.tile { flex: 1 1 150px; border: 1px solid #d8dde2; padding: 8px 12px; border-radius: 3px } .tile b { font-size: 22px; display: block; line-height: 1.3 }
+.tiles { display: flex; gap: 12px; flex-wrap: wrap }
+.tile { flex: 1 1 150px; border: 1px solid #d8dde2; padding: 8px 12px; border-radius: 3px }
+.tile b { font-size: 22px; display: block; line-height: 1.3 }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; margin: 8px 0 }
 th { text-align: right; font-weight: 600; vertical-align: bottom; padding: 4px 8px; border-bottom: 2px solid #aab2ba;
   font-size: 12.5px }

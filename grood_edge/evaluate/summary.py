@@ -40,8 +40,8 @@ def headline(evaluation: Evaluation) -> str:
     worst = max(evaluation.ood, key=lambda result: result.missed)
     if worst.missed == 0:
         return f"{alarms}, and every OOD image was found."
-    which = f"missed most is {worst.name}:" if len(evaluation.ood) > 1 else f"of {worst.name},"
-    return f"{alarms}; {which} {worst.missed:.1%} are taken for a known class."
+    which = f"missed most is {worst.name}, of which" if len(evaluation.ood) > 1 else f"of {worst.name}"
+    return f"{alarms}; {which} {worst.missed:.1%} is taken for a known class."
 
 
 def text_tables(evaluation: Evaluation, most_classes: int = MAX_CLASSES) -> tuple[TextTable, ...]:
