@@ -241,6 +241,8 @@ def evaluate_command(
             write_report(report, force, found, options, session, decision_rows(session.contract))
     for warning in found.warnings:
         tell(f"warning: {warning}", "yellow")
+    for path, reason in found.unreadable:
+        tell(f"unreadable: {path}: {reason}", "yellow")
     if as_json:
         print_json(evaluation_document(found))
         return

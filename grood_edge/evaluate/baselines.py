@@ -102,7 +102,8 @@ def _msp(_: Features, logits: Logits) -> np.ndarray:
 
 
 def _max_logit(_: Features, logits: Logits) -> np.ndarray:
-    return -logits.max(axis=1)
+    result: np.ndarray = -logits.max(axis=1)
+    return result
 
 
 def _logsumexp(values: np.ndarray) -> np.ndarray:

@@ -151,4 +151,5 @@ def _image(frame: Frame) -> Image.Image:
 
 
 def _pixels(image: Image.Image, like: Frame) -> Frame:
-    return np.asarray(image, dtype=np.uint8).reshape(like.shape)
+    result: Frame = np.asarray(image, dtype=np.uint8).reshape(like.shape)
+    return result

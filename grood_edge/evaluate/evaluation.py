@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from grood_edge.arrays import Flags, Scores
+from grood_edge.arrays import Flags, Frame, Scores
 from grood_edge.artifact import read_artifact
 from grood_edge.errors import DatasetError, UsageError
 from grood_edge.evaluate.baselines import Baselines, build_baselines
@@ -181,7 +181,7 @@ def _shift_result(clean: ScoredSet, shifted: ShiftedRows) -> ShiftResult:
 def _baselines(
     session: Session, options: EvaluateOptions, known: FolderSet, progress: Progress
 ) -> tuple[Baselines, tuple[str, ...]]:
-    frames = []
+    frames: list[Frame] = []
     for path in known.paths:
         if len(frames) == BATCH_IMAGES:
             break

@@ -26,7 +26,7 @@ def histograms(evaluation: Evaluation) -> str:
     height = top + _ROW * len(sets) + 44
 
     def x(value: float) -> float:
-        return left + (value - edges[0]) / (edges[-1] - edges[0]) * (width - left - right)
+        return float(left + (value - edges[0]) / (edges[-1] - edges[0]) * (width - left - right))
 
     parts = [
         _histogram(one, (edges, evaluation.threshold), top + index * _ROW, x, known=index == 0)
@@ -84,14 +84,14 @@ def risk_figure(evaluation: Evaluation) -> str:
 class _Axes:
     """A square plot over 0..1 and 0..`most`."""
 
-    size, left, top, bottom = 370, 52, 10, 46
+    size, left, right, top, bottom = 370, 52, 20, 10, 46
 
     def __init__(self, x_label: str, y_label: str, most: float = 1.0) -> None:
         self.labels = (x_label, y_label)
         self.most = most
 
     def x(self, share: float) -> float:
-        return self.left + share * (self.size - self.left - 12)
+        return self.left + share * (self.size - self.left - self.right)
 
     def y(self, value: float) -> float:
         return self.size - self.bottom - value / self.most * (self.size - self.top - self.bottom)
@@ -101,9 +101,9 @@ class _Axes:
             f'<rect x="{self.x(0)}" y="{self.y(self.most)}" width="{self.x(1) - self.x(0)}" '
             f'height="{self.y(0) - self.y(self.most)}" class="frame"/>'
         ]
-        for share in (0, 0.25, 0.5, 0.75, 1):
+        for share in (0, 0.2, 0.4, 0.6, 0.8, 1):
             x, y = self.x(share), self.y(share * self.most)
-            digits = 0 if self.most >= 0.2 else 1
+            digits = 0 if self.most >= 0.05 else 1
             parts += [
                 f'<text x="{x:.1f}" y="{self.y(0) + 15:.1f}" text-anchor="middle" class="small">{share:.0%}</text>',
                 f'<text x="{self.x(0) - 5:.1f}" y="{y + 4:.1f}" text-anchor="end" class="small">'
@@ -154,7 +154,7 @@ def _histogram(
     for index, count in enumerate(counts):
         if count:
             left, right = x(edges[index]), x(edges[index + 1])
-            height = max(1.5, count / highest * (_ROW - 28))
+            height = max(1.5, (count / highest) ** 0.5 * (_ROW - 28))
             is_wrong = (edges[index] >= threshold - 1e-9) == known
             parts.append(
                 f'<rect x="{left + 0.5:.1f}" y="{base - height:.1f}" width="{max(0.5, right - left - 1):.1f}" '

@@ -41,7 +41,7 @@ def mistakes_of(evaluation: Evaluation) -> Iterator[tuple[str, tuple[Mistake, ..
         wrong = np.flatnonzero(~one.rows.flagged)
         if wrong.size:
             order = wrong[np.argsort(one.rows.scores[wrong], kind="stable")]
-            title = f"{one.name} accepted as known, lowest ood_score first ({wrong.size} in all)"
+            title = f'"{one.name}" accepted as known, lowest ood_score first ({wrong.size} in all)'
             yield title, _mistakes(evaluation, one, order)
 
 

@@ -39,9 +39,11 @@ def check_promise(session: Session, id_set: ScoredSet) -> Promise:
             f"what changed (camera, light, place), then recalibrate on images from here: {REMEDY}."
         )
         return Promise("broken", count, images, band, sentence)
-    limit = f"alpha is {session.alpha:.3g}; {expected}"
+    limit = f"promised is at most {100 * session.alpha:.3g}%; {expected}"
     if count < band[0]:
         return Promise("stricter", count, images, band, f"Stricter than promised: {seen}; {limit}.")
+    if count / images > session.alpha:
+        limit += f". That is chance for {images} images; more images would tell a broken promise from bad luck sooner"
     loose = "" if calibration.guarantee == "conformal" else " (cross-fitted: measured, not proven)"
     return Promise("kept", count, images, band, f"The promise holds{loose}: {seen}; {limit}.")
 

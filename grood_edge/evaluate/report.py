@@ -29,11 +29,12 @@ h3 { font-size: 14px; margin: 16px 0 6px } p { margin: 6px 0 } .note, .small { c
 .tiles { display: flex; gap: 12px; flex-wrap: wrap }
 .tile { flex: 1 1 150px; border: 1px solid #d8dde2; padding: 8px 12px; border-radius: 3px }
 .tile b { font-size: 22px; display: block; line-height: 1.3 }
+.wide { overflow-x: auto }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; margin: 8px 0 }
 th { text-align: right; font-weight: 600; vertical-align: bottom; padding: 4px 8px; border-bottom: 2px solid #aab2ba;
   font-size: 12.5px }
-td { text-align: right; padding: 3px 8px; border-bottom: 1px solid #e6e9ec; font-variant-numeric: tabular-nums;
-  overflow-wrap: anywhere }
+td { text-align: right; padding: 3px 8px; border-bottom: 1px solid #e6e9ec; font-variant-numeric: tabular-nums }
+td:first-child, .facts td { overflow-wrap: anywhere }
 th:first-child, td:first-child { text-align: left; min-width: 90px } .facts td { text-align: left }
 .facts td:first-child { width: 190px; color: #59626b } tr.marked td { font-weight: 700; background: #f1f5f8 }
 svg { max-width: 100%; height: auto; font: 12px system-ui, "DejaVu Sans", sans-serif; fill: #1c2126 }
@@ -43,6 +44,7 @@ svg .threshold { stroke: #1c2126; stroke-width: 1.5; stroke-dasharray: 5 3 }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(116px, 1fr)); gap: 8px }
 .gallery figure { margin: 0; border: 1px solid #d8dde2; padding: 5px; border-radius: 3px; break-inside: avoid }
 .gallery .frame { height: 106px; display: flex; align-items: center; justify-content: center; background: #f4f6f8 }
+.gallery .small { font-size: 11px }
 .gallery figcaption { font-size: 11.5px; line-height: 1.35; overflow-wrap: anywhere; margin-top: 3px }
 .warnings { background: #fdf6e6; border-left: 8px solid #c98a00; padding: 8px 16px 8px 32px;
   margin: 12px 0; list-style: disc }
@@ -99,7 +101,8 @@ def report_html(evaluation: Evaluation, model: str, choices: Facts, settings: Fa
         _warnings(evaluation),
         _table(tables.pop("OOD sets")),
         "<h2>Scores</h2><p class='note'>Blue: right decision. Red: wrong decision (ID right of the threshold, OOD left "
-        f"of it). Each row has its own height.</p>{histograms(evaluation)}",
+        "of it). Heights grow with the square root of the count, so that single images are seen; each row has its own "
+        f"scale.</p>{histograms(evaluation)}",
         _curves(evaluation),
         _mistakes(evaluation),
         *(_table(table) for table in tables.values()),
@@ -129,7 +132,7 @@ def _verdict(evaluation: Evaluation) -> str:
 def _tiles(evaluation: Evaluation) -> str:
     known = evaluation.id
     worst = max(evaluation.ood, key=lambda result: result.missed)
-    tiles = [("false alarms on ID images", f"{known.rate:.1%}"), (f"of {worst.name} missed", f"{worst.missed:.1%}")]
+    tiles = [("false alarms on ID images", f"{known.rate:.1%}"), (f'of "{worst.name}" missed', f"{worst.missed:.1%}")]
     if known.accuracy is not None:
         tiles.append(("accuracy on all ID images", f"{known.accuracy:.1%}"))
     if known.accuracy_accepted is not None:
@@ -168,7 +171,7 @@ def _figure(mistake: Mistake) -> str:
     return (
         f'<figure><div class="frame"><img alt="{escape(mistake.name)}" src="data:image/jpeg;base64,{mistake.jpeg}">'
         "</div>"
-        f"<figcaption>{looks}{own}<br>score {mistake.ood_score:.2f}, p {mistake.p_value:.3f}<br>"
+        f"<figcaption>{looks}{own}<br>score {mistake.ood_score:.2f}<br>p_value {mistake.p_value:.3f}<br>"
         f'<span class="small">{escape(mistake.name)}</span></figcaption></figure>'
     )
 
@@ -178,13 +181,18 @@ def _table(table: TextTable) -> str:
     head = f"<tr>{''.join(f'<th>{escape(name)}</th>' for name in table.columns)}</tr>" if named else ""
     rows = "".join(
         f"<tr{' class=marked' if index == table.marked else ''}>"
-        f"{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>"
+        f"{''.join(f'<td>{_cell(cell)}</td>' for cell in row)}</tr>"
         for index, row in enumerate(table.rows)
     )
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in table.notes)
     kind = "" if named else ' class="facts"'
     title = table.title[:1].upper() + table.title[1:]
-    return f"<h2>{escape(title)}</h2><table{kind}>{head}{rows}</table>{notes}"
+    return f'<h2>{escape(title)}</h2><div class="wide"><table{kind}>{head}{rows}</table></div>{notes}'
+
+
+def _cell(text: str) -> str:
+    """Escape; an interval stays on one line."""
+    return escape(text).replace("% to ", "%\u00a0to\u00a0")
 
 
 def _facts(title: str, facts: Facts) -> str:

@@ -5,7 +5,6 @@ from typing import Literal
 
 import numpy as np
 
-from grood_edge.arrays import Flags
 from grood_edge.evaluate.metrics import Interval, RiskCoverage
 from grood_edge.evaluate.passes import ScoredSet
 
@@ -130,7 +129,7 @@ class Evaluation:
     ood_sets: tuple[ScoredSet, ...]
     classes: tuple[str, ...]
 
-    def wrong(self) -> Flags | None:
-        """Return which ID images get a wrong class, bool `[n]`; None without labels."""
-        labels = self.id_set.labels
-        return None if labels is None else labels != self.id_set.rows.class_ids
+    @property
+    def unreadable(self) -> tuple[tuple[str, str], ...]:
+        """(path, reason) over all sets."""
+        return tuple(pair for one in (self.id_set, *self.ood_sets) for pair in one.unreadable)

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from grood_edge.evaluate.metrics import Interval
 from grood_edge.evaluate.results import Evaluation
+from grood_edge.terminal import plain_text
 
 __all__ = ["TextTable", "evaluation_document", "evaluation_tables", "headline", "text_tables"]
 
@@ -30,17 +31,20 @@ class TextTable:
 
 def headline(evaluation: Evaluation) -> str:
     """Return the verdict in one sentence."""
-    rate, alpha = f"{evaluation.id.rate:.1%} of ID images", f"{evaluation.alpha:.3g}"
+    rate, promised = f"{evaluation.id.rate:.1%} of ID images", f"promised: at most {100 * evaluation.alpha:.3g}%"
+    agree = "are within what was promised"
+    if evaluation.id.rate > evaluation.alpha:
+        agree = f"agree with the promise, as far as {evaluation.id.images} images can tell"
     alarms = {
-        "kept": f"False alarms are within what was promised ({rate}, alpha is {alpha})",
-        "stricter": f"False alarms are rarer than promised ({rate}, alpha is {alpha})",
-        "broken": f"Recalibrate before use here: false alarms exceed the promise ({rate}, alpha is {alpha})",
+        "kept": f"False alarms {agree} ({rate}; {promised})",
+        "stricter": f"False alarms are rarer than promised ({rate}; {promised})",
+        "broken": f"Recalibrate before use here: false alarms exceed the promise ({rate}; {promised})",
         "none": f"No false-alarm rate can be vouched for here (measured: {rate})",
     }[evaluation.promise.outcome]
     worst = max(evaluation.ood, key=lambda result: result.missed)
     if worst.missed == 0:
         return f"{alarms}, and every OOD image was found."
-    which = f"missed most is {worst.name}, of which" if len(evaluation.ood) > 1 else f"of {worst.name}"
+    which = f'missed most is "{worst.name}", of which' if len(evaluation.ood) > 1 else f'of "{worst.name}"'
     return f"{alarms}; {which} {worst.missed:.1%} is taken for a known class."
 
 
@@ -61,8 +65,9 @@ def evaluation_tables(evaluation: Evaluation) -> list[Any]:
     items: list[Any] = []
     for table in text_tables(evaluation, _SHOWN_CLASSES):
         items.append(_rich_table(table))
-        items += table.notes
-    return [*items, "", headline(evaluation), evaluation.promise.sentence, evaluation.missed_most]
+        items += map(plain_text, table.notes)
+    verdict = (headline(evaluation), evaluation.promise.sentence, evaluation.missed_most)
+    return [*items, "", *map(plain_text, verdict)]
 
 
 def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
@@ -210,9 +215,11 @@ def _rich_table(table: TextTable) -> Table:
     result = Table(box=rich.box.SIMPLE_HEAD, title=table.title, title_justify="left", show_header=named)
     for index, name in enumerate(table.columns):
         justify: Any = "left" if index == 0 or not named or name == "strength" else "right"
-        result.add_column(Text(name), justify=justify, overflow="fold", max_width=60 if index or not named else 40)
+        result.add_column(
+            Text(plain_text(name)), justify=justify, overflow="fold", max_width=60 if index or not named else 40
+        )
     for index, row in enumerate(table.rows):
-        result.add_row(*(Text(cell) for cell in row), style="bold" if index == table.marked else "")
+        result.add_row(*(Text(plain_text(cell)) for cell in row), style="bold" if index == table.marked else "")
     return result
 
 
