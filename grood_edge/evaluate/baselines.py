@@ -44,7 +44,7 @@ class FitRows:
     features: Features
     logits: Logits
     labels: Labels
-    class_means: Prototypes
+    class_means: np.ndarray
     digest: str
     images: int
 
@@ -97,8 +97,9 @@ def build_baselines(fit: FitRows | None, linear: LinearLayer | None, no_linear: 
 
 
 def _msp(_: Features, logits: Logits) -> np.ndarray:
-    """Higher = more OOD: minus the largest probability, as logsumexp(z - max z), which float32 does not saturate."""
-    return _logsumexp(logits - logits.max(axis=1, keepdims=True))
+    """The same order as -max softmax, which saturates at -1: log of (1 - p) / p for the largest probability p."""
+    ordered = np.sort(logits.astype(np.float64), axis=1)
+    return _logsumexp(ordered[:, :-1]) - ordered[:, -1]
 
 
 def _max_logit(_: Features, logits: Logits) -> np.ndarray:

@@ -132,7 +132,7 @@ def _occlusion(frame: Frame, share: float, rng: np.random.Generator) -> Frame:
     side = (share * height * width) ** 0.5
     h, w = min(height, round(side)), min(width, round(side))
     top, left = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
-    result = frame.copy()
+    result: Frame = frame.copy()
     result[top : top + h, left : left + w] = 127
     return result
 

@@ -22,7 +22,7 @@ def histograms(evaluation: Evaluation) -> str:
     """Return one histogram a set over a common axis of ood_score; wrong decisions are red."""
     sets = (evaluation.id_set, *evaluation.ood_sets)
     edges = _edges(sets, evaluation.threshold)
-    width, left, right, top = 760, 12, 12, 22
+    width, left, right, top = 760.0, 12.0, 12.0, 22.0
     height = top + _ROW * len(sets) + 44
 
     def x(value: float) -> float:
@@ -51,7 +51,7 @@ def histograms(evaluation: Evaluation) -> str:
 def roc_figure(evaluation: Evaluation) -> str:
     """Return the ROC of every OOD set; the dot is the decision that the artifact makes."""
     axes = _Axes("share of ID called OOD (false alarms)", "share of OOD called OOD (found)")
-    parts = [axes.frame(), axes.line([0, 1], [0, 1], "#bbb", "3 3")]
+    parts = [axes.frame(), axes.line([0.0, 1.0], [0.0, 1.0], "#bbb", "3 3")]
     id_scores = evaluation.id_set.rows.scores
     for index, (one, result) in enumerate(zip(evaluation.ood_sets, evaluation.ood, strict=True)):
         colour, dash = COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
@@ -84,7 +84,7 @@ def risk_figure(evaluation: Evaluation) -> str:
 class _Axes:
     """A square plot over 0..1 and 0..`most`."""
 
-    size, left, right, top, bottom = 370, 52, 20, 10, 46
+    size, left, right, top, bottom = 370.0, 52.0, 20.0, 10.0, 46.0
 
     def __init__(self, x_label: str, y_label: str, most: float = 1.0) -> None:
         self.labels = (x_label, y_label)
@@ -98,20 +98,20 @@ class _Axes:
 
     def frame(self) -> str:
         parts = [
-            f'<rect x="{self.x(0)}" y="{self.y(self.most)}" width="{self.x(1) - self.x(0)}" '
-            f'height="{self.y(0) - self.y(self.most)}" class="frame"/>'
+            f'<rect x="{self.x(0.0)}" y="{self.y(self.most)}" width="{self.x(1.0) - self.x(0.0)}" '
+            f'height="{self.y(0.0) - self.y(self.most)}" class="frame"/>'
         ]
-        for share in (0, 0.2, 0.4, 0.6, 0.8, 1):
+        for share in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
             x, y = self.x(share), self.y(share * self.most)
             digits = 0 if self.most >= 0.05 else 1
             parts += [
-                f'<text x="{x:.1f}" y="{self.y(0) + 15:.1f}" text-anchor="middle" class="small">{share:.0%}</text>',
-                f'<text x="{self.x(0) - 5:.1f}" y="{y + 4:.1f}" text-anchor="end" class="small">'
+                f'<text x="{x:.1f}" y="{self.y(0.0) + 15:.1f}" text-anchor="middle" class="small">{share:.0%}</text>',
+                f'<text x="{self.x(0.0) - 5:.1f}" y="{y + 4:.1f}" text-anchor="end" class="small">'
                 f"{share * self.most:.{digits}%}</text>",
             ]
-        middle = (self.y(0) + self.y(self.most)) / 2
+        middle = (self.y(0.0) + self.y(self.most)) / 2
         parts += [
-            f'<text x="{(self.x(0) + self.x(1)) / 2:.1f}" y="{self.size - 8}" text-anchor="middle">'
+            f'<text x="{(self.x(0.0) + self.x(1.0)) / 2:.1f}" y="{self.size - 8}" text-anchor="middle">'
             f"{escape(self.labels[0])}</text>",
             f'<text transform="translate(12 {middle:.1f}) rotate(-90)" text-anchor="middle">'
             f"{escape(self.labels[1])}</text>",

@@ -90,11 +90,10 @@ class _Reservoir:
         most = min(MAX_ROWS, MAX_BYTES // (4 * features.shape[1]))
         for row in range(len(labels)):
             self.images += 1
-            slot = len(self._kept) if len(self._kept) < most else int(self._rng.integers(0, self.images))
             entry = (features[row].copy(), logits[row].copy(), labels[row])
-            if slot == len(self._kept):
+            if len(self._kept) < most:
                 self._kept.append(entry)
-            elif slot < most:
+            elif (slot := int(self._rng.integers(0, self.images))) < most:
                 self._kept[slot] = entry
 
     def rows(self, digest: str) -> FitRows:

@@ -80,7 +80,7 @@ def fpr95(id_scores: IdScores, ood_scores: Scores) -> float:
     return float((ood_scores <= threshold).mean())
 
 
-def roc_curve(id_scores: IdScores, ood_scores: Scores, points: int = 200) -> tuple[Scores64, Scores64]:
+def roc_curve(id_scores: IdScores, ood_scores: Scores, points: int = 200) -> tuple[np.ndarray, np.ndarray]:
     """Return (share of ID called OOD, share of OOD called OOD), both float64, ascending, at up to `points` thresholds.
 
     The thresholds are quantiles of all scores, so that steps are spread evenly over the images.

@@ -70,8 +70,5 @@ def sentence_of_missed(ood: Sequence[OodResult]) -> str:
         return f"Every OOD image was found, in {'all sets' if len(ood) > 1 else 'the one set'} given here."
     much = " Do not count on it to stop such things." if worst.missed > 0.5 else ""
     missed = worst.images - worst.found
-    which = f"Missed most is {worst.name}" if len(ood) > 1 else f"Of {worst.name}"
-    joint = ": " if len(ood) > 1 else ", "
-    return (
-        f"{which}{joint}{missed} of its {worst.images} images ({worst.missed:.1%}) are taken for a known class.{much}"
-    )
+    which = f'Missed most is "{worst.name}": ' if len(ood) > 1 else f'Of "{worst.name}", '
+    return f"{which}{missed} of its {worst.images} images ({worst.missed:.1%}) are taken for a known class.{much}"
