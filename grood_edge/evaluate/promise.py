@@ -45,7 +45,7 @@ def check_promise(session: Session, id_set: ScoredSet) -> Promise:
     if count / images > session.alpha:
         limit += f". That is chance for {images} images; more images would tell a broken promise from bad luck sooner"
     loose = "" if calibration.guarantee == "conformal" else " (cross-fitted: measured, not proven)"
-    return Promise("kept", count, images, band, f"The promise holds{loose}: {seen}; {limit}.")
+    return Promise("kept", count, images, band, f"This agrees with the promise{loose}: {seen}; {limit}.")
 
 
 def same_as_calibration(id_set: ScoredSet, calibration: Calibration, fit_digest: str) -> str:

@@ -49,7 +49,7 @@ svg .threshold { stroke: #1c2126; stroke-width: 1.5; stroke-dasharray: 5 3 }
 .warnings { background: #fdf6e6; border-left: 8px solid #c98a00; padding: 8px 16px 8px 32px;
   margin: 12px 0; list-style: disc }
 dt { font-weight: 600 } dd { margin: 0 0 6px }
-@media print { body { max-width: none; padding: 0; font-size: 12px } h2 { break-after: avoid }
+@media print { body { max-width: none; padding: 0; font-size: 12px } h2, h3, h2 + .note { break-after: avoid }
   table, svg, .verdict, .gallery figure { break-inside: avoid }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact } }
 """
@@ -178,7 +178,7 @@ def _figure(mistake: Mistake) -> str:
 
 def _table(table: TextTable) -> str:
     named = any(table.columns)
-    head = f"<tr>{''.join(f'<th>{escape(name)}</th>' for name in table.columns)}</tr>" if named else ""
+    head = f"<tr>{''.join(f'<th>{_cell(name)}</th>' for name in table.columns)}</tr>" if named else ""
     rows = "".join(
         f"<tr{' class=marked' if index == table.marked else ''}>"
         f"{''.join(f'<td>{_cell(cell)}</td>' for cell in row)}</tr>"
@@ -191,8 +191,8 @@ def _table(table: TextTable) -> str:
 
 
 def _cell(text: str) -> str:
-    """Escape; an interval stays on one line."""
-    return escape(text).replace("% to ", "%\u00a0to\u00a0")
+    """Escape; intervals and percentages stay on one line."""
+    return escape(text).replace("% to ", "%\u00a0to\u00a0").replace(" %", "\u00a0%")
 
 
 def _facts(title: str, facts: Facts) -> str:
