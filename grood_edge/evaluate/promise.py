@@ -27,7 +27,7 @@ def check_promise(session: Session, id_set: ScoredSet) -> Promise:
     known = same_as_calibration(id_set, calibration, contract.fit.data_digest)
     if known:
         why = f"That says nothing about the promise: {known}. Evaluate on ID images that neither fitted nor calibrated"
-        return Promise("none", count, images, None, f"{seen}. {why}.")
+        return Promise("untested", count, images, None, f"{seen}. {why}.")
     if calibration.guarantee == "none":
         why = f"No rate was promised, because the calibration images were seen in training. To get a promise: {REMEDY}"
         return Promise("none", count, images, None, f"{seen}. {why}.")

@@ -10,7 +10,7 @@ from html import escape
 from grood_edge.evaluate.figures import histograms, risk_figure, roc_figure
 from grood_edge.evaluate.mistakes import Mistake, mistakes_of
 from grood_edge.evaluate.results import Evaluation
-from grood_edge.evaluate.summary import TextTable, headline, text_tables
+from grood_edge.evaluate.summary import TextTable, gets_through, headline, text_tables
 
 __all__ = ["Facts", "report_html"]
 
@@ -24,8 +24,8 @@ h1 { font-size: 22px; margin: 0 } h2 { font-size: 17px; margin: 34px 0 8px; bord
 h3 { font-size: 14px; margin: 16px 0 6px } p { margin: 6px 0 } .note, .small { color: #59626b; font-size: 12.5px }
 .verdict { border-left: 8px solid; padding: 12px 16px; margin: 16px 0; border-radius: 3px }
 .verdict strong { font-size: 18px; line-height: 1.4; display: block; margin-bottom: 6px }
-.kept, .stricter { border-color: #2d8a4e; background: #eef7f1 } .broken { border-color: #c8372d; background: #fdf0ef }
-.none { border-color: #c98a00; background: #fdf6e6 }
+.good { border-color: #2d8a4e; background: #eef7f1 } .broken { border-color: #c8372d; background: #fdf0ef }
+.doubtful { border-color: #c98a00; background: #fdf6e6 }
 .tiles { display: flex; gap: 12px; flex-wrap: wrap }
 .tile { flex: 1 1 150px; border: 1px solid #d8dde2; padding: 8px 12px; border-radius: 3px }
 .tile b { font-size: 22px; display: block; line-height: 1.3 }
@@ -123,8 +123,11 @@ def report_html(evaluation: Evaluation, model: str, choices: Facts, settings: Fa
 
 def _verdict(evaluation: Evaluation) -> str:
     promise = evaluation.promise
+    kind = {"broken": "broken", "kept": "good", "stricter": "good"}.get(promise.outcome, "doubtful")
+    if kind == "good" and gets_through(evaluation):
+        kind = "doubtful"
     return (
-        f'<div class="verdict {promise.outcome}"><strong>{escape(headline(evaluation))}</strong>'
+        f'<div class="verdict {kind}"><strong>{escape(headline(evaluation))}</strong>'
         f"<p>{escape(promise.sentence)}</p><p>{escape(evaluation.missed_most)}</p></div>"
     )
 

@@ -100,11 +100,11 @@ class BaselineResult:
 class Promise:
     """The false alarms held against what the calibration promises.
 
-    outcome: `kept`, `broken` (more than the 99 % band allows), `stricter` (fewer), or `none` (nothing was promised;
-    there is no band then). `sentence` says it for people, with what to do.
+    outcome: `kept`, `broken` (more than the 99 % band allows), `stricter` (fewer), `none` (nothing was promised) or
+    `untested` (these images cannot test it); the last two have no band. `sentence` says it for people, with what to do.
     """
 
-    outcome: Literal["kept", "broken", "stricter", "none"]
+    outcome: Literal["kept", "broken", "stricter", "none", "untested"]
     count: int
     images: int
     band: tuple[int, int] | None

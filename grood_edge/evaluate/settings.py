@@ -62,10 +62,12 @@ def command_line(options: EvaluateOptions, session: Session) -> str:
 
 
 def next_command(evaluation: Evaluation, options: EvaluateOptions, report: Path | None) -> str:
-    """Return what to do next: recalibrate where nothing is promised or the promise is broken."""
+    """Return what to do next: recalibrate for want of a promise, bring other images where it is untested."""
     model = shlex.quote(str(options.model))
     if evaluation.promise.outcome in ("broken", "none"):
         return REMEDY.replace("MODEL", model)
+    if evaluation.promise.outcome == "untested":
+        return f"grood-edge evaluate {model} --id FRESH ..., on images that neither fitted nor calibrated"
     if report is None:
         return "the same command with --report report.html, for pictures and the most confident mistakes"
     return f"grood-edge score {model} IMAGES --out scores.jsonl"

@@ -33,7 +33,8 @@ def test_stronger_means_further_from_the_original(kind: str, photo: Frame) -> No
     errors = []
     for corruption in (c for c in CORRUPTIONS if c.kind == kind):
         worse = corrupted(photo, corruption, np.random.default_rng(0))
-        assert (worse.shape, worse.dtype) == (photo.shape, np.uint8)
+        assert worse.shape == photo.shape
+        assert worse.dtype == np.uint8
         errors.append(float(np.abs(worse.astype(float) - photo).mean()))
     assert 0 < errors[0] < errors[1] < errors[2]
 

@@ -90,6 +90,19 @@ def test_every_image_decodes(html: str) -> None:
             assert min(image.size) > 0
 
 
+def test_the_box_is_green_only_when_nothing_is_wrong(evaluation: Evaluation) -> None:
+    def kind(changed: Evaluation) -> str:
+        found = re.search(r'class="verdict (\w+)"', report_html(changed, "m", [], []))
+        assert found is not None
+        return found[1]
+
+    assert kind(evaluation) == "good"
+    assert kind(replace(evaluation, ood=(replace(evaluation.ood[0], found=0), evaluation.ood[1]))) == "doubtful"
+    for outcome, expected in (("broken", "broken"), ("none", "doubtful"), ("untested", "doubtful")):
+        promise = replace(evaluation.promise, outcome=outcome)  # type: ignore[arg-type]
+        assert kind(replace(evaluation, promise=promise)) == expected
+
+
 def evil(evaluation: Evaluation) -> Evaluation:
     return replace(
         evaluation,
@@ -139,8 +152,8 @@ def test_a_browser_shows_it_without_complaint(case: str, html: str, evaluation: 
     images = len(Page(html).images)
     title = re.search(r"<title>(.*)</title>", done["asked"].stdout)
     assert title is not None
-    found = re.fullmatch(r"(\d+) images, (\d+) loaded, (\d+) wide", title[1])
-    assert found is not None, title[1]
-    assert (int(found[1]), int(found[2])) == (images, images)
+    seen = re.fullmatch(r"(\d+) images, (\d+) loaded, (\d+) wide", title[1])
+    assert seen is not None, title[1]
+    assert (int(seen[1]), int(seen[2])) == (images, images)
     if case == "usual":
-        assert int(found[3]) <= 800, "readable at a width of 800 pixels"
+        assert int(seen[3]) <= 800, "readable at a width of 800 pixels"

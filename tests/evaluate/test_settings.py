@@ -57,5 +57,7 @@ def test_reports_are_published_whole(
 def test_the_next_command_depends_on_the_promise(evaluation: Evaluation, options: EvaluateOptions) -> None:
     broken = replace(evaluation, promise=replace(evaluation.promise, outcome="broken"))
     assert next_command(broken, options, None).startswith(f"grood-edge calibrate {options.model}")
+    untested = replace(evaluation, promise=replace(evaluation.promise, outcome="untested"))
+    assert "--id FRESH" in next_command(untested, options, None)
     assert "--report report.html" in next_command(evaluation, options, None)
     assert next_command(evaluation, options, Path("r.html")).startswith(f"grood-edge score {options.model}")

@@ -2,21 +2,30 @@
 
 import json
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 from rich.console import Console
 
 from grood_edge.evaluate.results import Evaluation
-from grood_edge.evaluate.summary import FPR95, evaluation_document, evaluation_tables, headline, text_tables
+from grood_edge.evaluate.summary import (
+    FPR95,
+    evaluation_document,
+    evaluation_tables,
+    gets_through,
+    headline,
+    text_tables,
+)
 
 
 def test_headlines_name_promise_and_the_set_that_is_missed_most(evaluation: Evaluation) -> None:
     worst = max(evaluation.ood, key=lambda result: result.missed)
-    expected = {
+    expected: dict[Literal["kept", "broken", "stricter", "none", "untested"], str] = {
         "kept": "within what was promised",
         "stricter": "rarer than promised",
         "broken": "Recalibrate before use",
-        "none": "No false-alarm rate can be vouched for",
+        "none": "No false-alarm rate was promised",
+        "untested": "cannot test the promise",
     }
     for outcome, words in expected.items():
         text = headline(replace(evaluation, promise=replace(evaluation.promise, outcome=outcome)))
@@ -25,6 +34,13 @@ def test_headlines_name_promise_and_the_set_that_is_missed_most(evaluation: Eval
         assert text.count(".") - text.count("%") <= 2, "one sentence"
     above = replace(evaluation, alpha=evaluation.id.rate / 2, promise=replace(evaluation.promise, outcome="kept"))
     assert f"agree with the promise, as far as {evaluation.id.images} images can tell" in headline(above)
+
+
+def test_a_set_that_gets_through_is_said_even_when_the_promise_is_kept(evaluation: Evaluation) -> None:
+    through = replace(evaluation, ood=(replace(evaluation.ood[0], found=0), evaluation.ood[1]))
+    assert gets_through(through)
+    assert not gets_through(evaluation)
+    assert headline(through).endswith(', but 100.0% of "near" is taken for a known class: it does not stop these.')
 
 
 def test_a_single_set_and_a_perfect_one(evaluation: Evaluation) -> None:
