@@ -105,15 +105,15 @@ def _doubts(known: ScoredSet, others: list[ScoredSet], classes: tuple[str, ...])
         )
     elif missing := missing_classes(known.labels, classes):
         doubts.append(
-            f"the ID images have none of {len(missing)} of {len(classes)} classes ({', '.join(missing[:8])}"
+            f"there is no ID image of {len(missing)} of {len(classes)} classes ({', '.join(missing[:8])}"
             f"{', ...' if len(missing) > 8 else ''}): the figures do not speak for these; add images of them"
         )
     for one in (known, *others):
         if len(one.paths) < FEW:
-            doubts.append(f"{one.name} has {len(one.paths)} images: the intervals are wide; {FEW} or more are better")
+            doubts.append(f'"{one.name}" has {len(one.paths)} images: the intervals are wide; {FEW} or more are better')
         if invalid := int((~one.rows.valid).sum()):
             doubts.append(
-                f"{invalid} images of {one.name} gave features or logits that are not finite; they count as OOD with "
+                f'{invalid} images of "{one.name}" gave features or logits that are not finite; they count as OOD with '
                 "the highest score"
             )
     return tuple(doubts)

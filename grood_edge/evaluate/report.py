@@ -32,10 +32,10 @@ h3 { font-size: 14px; margin: 16px 0 6px } p { margin: 6px 0 } .note, .small { c
 .wide { overflow-x: auto }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; margin: 8px 0 }
 th { text-align: right; font-weight: 600; vertical-align: bottom; padding: 4px 8px; border-bottom: 2px solid #aab2ba;
-  font-size: 12.5px }
+  font-size: 12.5px; overflow-wrap: anywhere; min-width: 64px }
 td { text-align: right; padding: 3px 8px; border-bottom: 1px solid #e6e9ec; font-variant-numeric: tabular-nums }
 td:first-child, .facts td { overflow-wrap: anywhere }
-th:first-child, td:first-child { text-align: left; min-width: 90px } .facts td { text-align: left }
+th:first-child, td:first-child { text-align: left; min-width: 104px } .facts td { text-align: left }
 .facts td:first-child { width: 190px; color: #59626b } tr.marked td { font-weight: 700; background: #f1f5f8 }
 svg { max-width: 100%; height: auto; font: 12px system-ui, "DejaVu Sans", sans-serif; fill: #1c2126 }
 svg .small { font-size: 11px; fill: #59626b } svg .frame { fill: none; stroke: #aab2ba } svg .axis { stroke: #aab2ba }
@@ -195,7 +195,7 @@ def _table(table: TextTable) -> str:
 
 def _cell(text: str) -> str:
     """Escape; intervals and percentages stay on one line."""
-    return escape(text).replace("% to ", "%\u00a0to\u00a0").replace(" %", "\u00a0%")
+    return escape(text).replace("% to ", "%\u00a0to\u00a0").replace(" %", "\u00a0%").replace("% /", "%\u00a0/")
 
 
 def _facts(title: str, facts: Facts) -> str:

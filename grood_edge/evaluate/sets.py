@@ -111,7 +111,7 @@ def overlaps(sets: Sequence[FolderSet], progress: Progress = silent) -> tuple[st
             done += 1
             progress("comparing files", done, total)
     return tuple(
-        f"{len(names)} images of {sets[b].name} are also in {sets[a].name} ({'; '.join(names[:5])}"
+        f'{len(names)} images of "{sets[b].name}" are also in "{sets[a].name}" ({"; ".join(names[:5])}'
         f"{'; ...' if len(names) > 5 else ''}): one of the two is wrong about them. Remove them and evaluate again"
         for (a, b), names in shared.items()
     )

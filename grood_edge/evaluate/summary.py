@@ -46,7 +46,9 @@ def headline(evaluation: Evaluation) -> str:
     if worst.missed == 0:
         return f"{alarms}, and every OOD image was found."
     if gets_through(evaluation):
-        return f'{alarms}, but {worst.missed:.1%} of "{worst.name}" is taken for a known class: it does not stop these.'
+        joint = "but" if evaluation.promise.outcome in ("kept", "stricter") else "and"
+        through = f'{worst.missed:.1%} of "{worst.name}" is taken for a known class'
+        return f"{alarms}, {joint} {through}: it does not stop these."
     which = f'missed most is "{worst.name}", of which' if len(evaluation.ood) > 1 else f'of "{worst.name}"'
     return f"{alarms}; {which} {worst.missed:.1%} is taken for a known class."
 

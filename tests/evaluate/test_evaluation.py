@@ -16,6 +16,7 @@ from grood_edge.evaluate.results import Evaluation
 from grood_edge.images import find_images, load_image
 from grood_edge.runtime.session import Session
 from tests.evaluate.conftest import copied
+from tests.test_imports import heavy_modules_after
 
 
 def test_figures_are_those_of_the_sessions_verdicts(evaluation: Evaluation, session: Session, few: Path) -> None:
@@ -89,14 +90,14 @@ def test_a_flat_id_folder_gives_rates_without_labels(session: Session, options: 
         None, None, None, (),
     )  # fmt: skip
     assert any("no class folders" in text for text in found.warnings)
-    assert any("ID has" in text and "intervals are wide" in text for text in found.warnings)
+    assert any('"ID" has' in text and "intervals are wide" in text for text in found.warnings)
 
 
 def test_a_class_without_images_is_named(session: Session, options: EvaluateOptions, few: Path, tmp_path: Path) -> None:
     folder = copied(few / "test", tmp_path / "test")
     shutil.rmtree(folder / "5")
     found = evaluate(session, replace(plain(options), id_folder=folder))
-    assert any("none of 1 of 7 classes (5)" in text for text in found.warnings)
+    assert any("no ID image of 1 of 7 classes (5)" in text for text in found.warnings)
     assert "5" not in {result.name for result in found.id.classes}
 
 
@@ -106,7 +107,7 @@ def test_overlap_is_warned_about_with_names(
     folder = copied(few / "near", tmp_path / "near")
     shutil.copy(find_images(few / "test")[0], folder / "known.png")
     found = evaluate(session, replace(plain(options), ood=(("near", folder),)))
-    assert any("known.png" in text and "also in ID" in text for text in found.warnings)
+    assert any("known.png" in text and 'also in "ID"' in text for text in found.warnings)
 
 
 def test_constant_scores_are_refused(session: Session, options: EvaluateOptions, few: Path, tmp_path: Path) -> None:
@@ -124,3 +125,16 @@ def test_the_evaluation_keeps_no_features(evaluation: Evaluation) -> None:
     for one in (evaluation.id_set, *evaluation.ood_sets):
         arrays = [value for value in vars(one.rows).values() if isinstance(value, np.ndarray)]
         assert all(array.shape == (len(one.paths),) for array in (*arrays, *one.rows.others.values()))
+
+
+def test_without_baselines_it_runs_where_only_onnxruntime_is_installed(options: EvaluateOptions) -> None:
+    statement = (
+        "from pathlib import Path\n"
+        "from grood_edge.evaluate.evaluation import EvaluateOptions, evaluate\n"
+        "from grood_edge.evaluate.report import report_html\n"
+        "from grood_edge.runtime.session import open_session\n"
+        f"options = EvaluateOptions(Path({str(options.model)!r}), Path({str(options.id_folder)!r}), "
+        f"(('near', Path({str(options.ood[0][1])!r})),), corrupt=True)\n"
+        "with open_session(options.model) as session: report_html(evaluate(session, options), '', [], [])"
+    )
+    assert heavy_modules_after(statement) == ["onnxruntime"]

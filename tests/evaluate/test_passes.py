@@ -1,19 +1,22 @@
 """A pass gives what the session gives, image by image, and counts its images as export does."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from grood_edge.artifact import read_artifact
 from grood_edge.demo.images import DemoImages
 from grood_edge.errors import DatasetError
 from grood_edge.evaluate import passes
 from grood_edge.evaluate.passes import batched, score_set
 from grood_edge.evaluate.sets import id_set, ood_set
 from grood_edge.images import find_images, load_image
+from grood_edge.runtime.onnxrt import OnnxRuntimeBackend
 from grood_edge.runtime.session import Session, open_session
 from tests.evaluate.conftest import copied
-from tests.runtime.conftest import ColorPhotos, color_photos, overflowing_path  # noqa: F401
+from tests.runtime.conftest import overflowing_path  # noqa: F401
 
 CLASSES = tuple("0123456")
 
@@ -31,10 +34,13 @@ def test_rows_are_the_sessions_verdicts(session: Session, few: Path) -> None:
     assert calls[-1] == ("scoring ID", len(known.paths), len(known.paths))
 
 
-def test_frames_are_resized_and_cropped_once(color_photos: ColorPhotos) -> None:  # noqa: F811
+def test_frames_are_resized_and_cropped_once(artifact_path: Path, few: Path) -> None:
     """A preset with a centre crop would cut a second time from a frame that is already of the graph's size."""
-    with open_session(color_photos.artifact) as session:
-        scored = score_set(ood_set("photos", color_photos.folder / "test"), session)
+    artifact = read_artifact(artifact_path)
+    cropping = replace(artifact.contract.preprocessing, crop="center", short_side=48)
+    cropped = replace(artifact, contract=replace(artifact.contract, preprocessing=cropping))
+    with Session(cropped, OnnxRuntimeBackend(cropped)) as session:
+        scored = score_set(ood_set("near", few / "near"), session)
         one_by_one = [session.predict(load_image(path)).ood_score for path in scored.paths]
     np.testing.assert_allclose(scored.rows.scores, one_by_one, atol=1e-4)
 

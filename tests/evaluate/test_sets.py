@@ -80,7 +80,7 @@ def test_shared_files_are_found_by_content_and_named(few: Path, tmp_path: Path) 
     clean, mixed = ood_set("clean", few / "far-photos"), ood_set("near", tmp_path / "near")
     assert overlaps([known, clean]) == ()
     (sentence,) = overlaps([known, clean, mixed])
-    assert sentence.startswith("2 images of near are also in ID")
+    assert sentence.startswith('2 images of "near" are also in "ID"')
     assert str(stolen[0]) in sentence
     assert "other-name-0.png" in sentence
 
