@@ -17,7 +17,6 @@ from grood_edge.runtime.session import Session
 __all__ = [
     "artifact_document",
     "artifact_table",
-    "decision_rows",
     "demo_tables",
     "guarantee_sentence",
     "probe_document",
@@ -225,7 +224,6 @@ def _network_rows(contract: Contract) -> list[tuple[str, str]]:
 
 
 def decision_rows(contract: Contract) -> list[tuple[str, str]]:
-    """Return what was chosen at export, fitted and promised, as (name, value)."""
     fit, bank, calibration = contract.fit, contract.bank, contract.calibration
     sources = ", ".join(
         o.source

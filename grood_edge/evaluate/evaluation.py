@@ -10,6 +10,7 @@ from grood_edge.artifact import read_artifact
 from grood_edge.errors import DatasetError, UsageError
 from grood_edge.evaluate.baselines import Baselines, build_baselines
 from grood_edge.evaluate.corruption import ShiftedRows, score_corrupted
+from grood_edge.evaluate.decision import one_threshold
 from grood_edge.evaluate.fitted import collect_fit
 from grood_edge.evaluate.linear import NoLinearLayer, read_linear_layer
 from grood_edge.evaluate.metrics import aupr, auroc, auroc_interval, fpr95, rate_interval, risk_coverage
@@ -64,7 +65,7 @@ def evaluate(session: Session, options: EvaluateOptions, progress: Progress = si
     ood = tuple(_ood_result(scored_id, one) for one in scored_ood)
     return Evaluation(
         alpha=session.alpha,
-        threshold=_threshold(session),
+        threshold=one_threshold(session),
         promise=check_promise(session, scored_id),
         missed_most=sentence_of_missed(ood),
         id=_id_result(scored_id, classes),
@@ -77,12 +78,6 @@ def evaluate(session: Session, options: EvaluateOptions, progress: Progress = si
         ood_sets=tuple(scored_ood),
         classes=classes,
     )
-
-
-def _threshold(session: Session) -> float:
-    """Return the k-th largest calibration score: an image is OOD above it."""
-    scores = session.contract.calibration.sorted_scores()
-    return float(scores[scores.size - session.rank])
 
 
 def _require_spread(sets: list[ScoredSet]) -> None:

@@ -28,17 +28,10 @@ def histograms(evaluation: Evaluation) -> str:
     def x(value: float) -> float:
         return float(left + (value - edges[0]) / (edges[-1] - edges[0]) * (width - left - right))
 
-    parts = [
-        _histogram(one, (edges, evaluation.threshold), top + index * _ROW, x, known=index == 0)
-        for index, one in enumerate(sets)
-    ]
-    line, bottom = x(evaluation.threshold), top + _ROW * len(sets)
-    anchor = "end" if line > width / 2 else "start"
-    parts += [
-        f'<line x1="{line:.1f}" y1="14" x2="{line:.1f}" y2="{bottom}" class="threshold"/>',
-        f'<text x="{line + (-6 if anchor == "end" else 6):.1f}" y="11" text-anchor="{anchor}" class="small">'
-        f"threshold {evaluation.threshold:.2f}: to the right is called OOD</text>",
-    ]
+    parts = [_histogram(one, edges, top + index * _ROW, x, known=index == 0) for index, one in enumerate(sets)]
+    bottom = top + _ROW * len(sets)
+    if evaluation.threshold is not None:
+        parts.append(_threshold_line(evaluation.threshold, x(evaluation.threshold), width, bottom))
     for tick in _ticks(edges[0], edges[-1]):
         parts.append(f'<text x="{x(tick):.1f}" y="{bottom + 14}" text-anchor="middle" class="small">{tick:g}</text>')
     parts.append(
@@ -137,11 +130,20 @@ class _Axes:
         return _svg(self.size, self.size, title, parts)
 
 
-def _histogram(
-    one: ScoredSet, scale: tuple[np.ndarray, float], top: float, x: Callable[[float], float], known: bool
-) -> str:
-    edges, threshold = scale
-    counts, _ = np.histogram(np.clip(one.rows.scores, edges[0], edges[-1]), edges)
+def _threshold_line(threshold: float, at: float, width: float, bottom: float) -> str:
+    anchor = "end" if at > width / 2 else "start"
+    return (
+        f'<line x1="{at:.1f}" y1="14" x2="{at:.1f}" y2="{bottom}" class="threshold"/>'
+        f'<text x="{at + (-6 if anchor == "end" else 6):.1f}" y="11" text-anchor="{anchor}" class="small">'
+        f"threshold {threshold:.2f}: to the right is called OOD</text>"
+    )
+
+
+def _histogram(one: ScoredSet, edges: np.ndarray, top: float, x: Callable[[float], float], known: bool) -> str:
+    """One bar a bin; where decisions of both kinds fall into it, the wrong ones are its lower part."""
+    scores = np.clip(one.rows.scores, edges[0], edges[-1])
+    counts, _ = np.histogram(scores, edges)
+    wrong_counts, _ = np.histogram(scores[one.rows.flagged == known], edges)
     highest = max(1, int(counts.max()))
     called = float(one.rows.flagged.mean())
     wrong = f"{called:.1%} false alarms" if known else f"{1 - called:.1%} missed"
@@ -155,19 +157,22 @@ def _histogram(
         if count:
             left, right = x(edges[index]), x(edges[index + 1])
             height = max(1.5, (count / highest) ** 0.5 * (_ROW - 28))
-            is_wrong = (edges[index] >= threshold - 1e-9) == known
-            parts.append(
-                f'<rect x="{left + 0.5:.1f}" y="{base - height:.1f}" width="{max(0.5, right - left - 1):.1f}" '
-                f'height="{height:.1f}" fill="{WRONG if is_wrong else RIGHT}"/>'
-            )
+            red = height * wrong_counts[index] / count
+            parts += [
+                f'<rect x="{left + 0.5:.1f}" y="{bottom - part:.1f}" width="{max(0.5, right - left - 1):.1f}" '
+                f'height="{part:.1f}" fill="{colour}"/>'
+                for part, bottom, colour in ((red, base, WRONG), (height - red, base - red, RIGHT))
+                if part > 0
+            ]
     return "".join(parts)
 
 
-def _edges(sets: Sequence[ScoredSet], threshold: float) -> np.ndarray:
-    """Return bin edges over the middle 99 % of every set; the threshold is one of them."""
+def _edges(sets: Sequence[ScoredSet], threshold: float | None) -> np.ndarray:
+    """Return bin edges over the middle 99 % of every set; the threshold, where there is one, is one of them."""
     valid = [one.rows.scores[one.rows.valid] for one in sets]
     ends = [float(np.quantile(scores, q)) for scores in valid if scores.size for q in (0.005, 0.995)]
-    low, high = min(ends, default=threshold), max(ends, default=threshold)
+    low, high = min(ends, default=0.0), max(ends, default=0.0)
+    threshold = low if threshold is None else threshold
     margin = max(high - low, abs(threshold) * 1e-3, 1e-3) * 0.02
     low, high = min(low, threshold) - margin, max(high, threshold) + margin
     step = (high - low) / BINS

@@ -5,7 +5,7 @@ and risk against coverage. Scores: higher = more OOD. Checked against scikit-lea
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ __all__ = [
     "auroc",
     "auroc_interval",
     "beta_binomial_band",
+    "count_band",
     "fpr95",
     "rate_interval",
     "risk_coverage",
@@ -99,6 +100,21 @@ def beta_binomial_band(m: int, n: int, k: int, level: float = 0.99) -> tuple[int
     With n calibration scores and rank k the count is beta-binomial(m, k, n + 1 - k).
     Source: Bates et al., arXiv 2104.08279.
     """
+    return count_band([(m, n, k)], level)
+
+
+def count_band(groups: Sequence[tuple[int, int, int]], level: float = 0.99) -> tuple[int, int]:
+    """Return the central band of the false alarms of several groups (m, n, k) together: each has its own threshold."""
+    law = np.ones(1)
+    for m, n, k in groups:
+        law = np.convolve(law, _beta_binomial(m, n, k))
+    cumulative = np.cumsum(law)
+    tail = (1 - level) / 2
+    return int(np.searchsorted(cumulative, tail)), int(np.searchsorted(cumulative, 1 - tail))
+
+
+def _beta_binomial(m: int, n: int, k: int) -> np.ndarray:
+    """Probabilities of 0, 1, ... alarms; the tail that is too rare to matter is cut off."""
     a, b = k, n + 1 - k
     counts = range(m + 1)
     log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
@@ -107,9 +123,8 @@ def beta_binomial_band(m: int, n: int, k: int, level: float = 0.99) -> tuple[int
         + math.lgamma(a + c) + math.lgamma(b + m - c) - math.lgamma(a + b + m) - log_beta
         for c in counts
     ]  # fmt: skip
-    cumulative = np.cumsum(np.exp(log_pmf))
-    tail = (1 - level) / 2
-    return int(np.searchsorted(cumulative, tail)), int(np.searchsorted(cumulative, 1 - tail))
+    law = np.exp(log_pmf)
+    return law[: int(np.flatnonzero(law > 1e-18)[-1]) + 1]
 
 
 def rate_interval(count: int, total: int, level: float = 0.95) -> Interval:

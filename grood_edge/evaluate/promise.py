@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from grood_edge.contract import Calibration
-from grood_edge.evaluate.metrics import beta_binomial_band, rate_interval
+from grood_edge.evaluate.decision import groups_of
+from grood_edge.evaluate.metrics import count_band, rate_interval
 from grood_edge.evaluate.passes import ScoredSet
 from grood_edge.evaluate.results import OodResult, Promise
 from grood_edge.runtime.session import Session
@@ -13,6 +14,10 @@ from grood_edge.runtime.session import Session
 __all__ = ["check_promise", "same_as_calibration", "sentence_of_missed"]
 
 REMEDY = "grood-edge calibrate MODEL --data FRESH --threshold-only"
+_LOOSE = {
+    "approximate": " (cross-fitted: measured, not proven)",
+    "marginal": " (which holds on average over calibration sets)",
+}
 _REPEATED = 0.1  # share of ID scores that equal a calibration score to the last bit
 
 
@@ -31,7 +36,9 @@ def check_promise(session: Session, id_set: ScoredSet) -> Promise:
     if calibration.guarantee == "none":
         why = f"No rate was promised, because the calibration images were seen in training. To get a promise: {REMEDY}"
         return Promise("none", count, images, None, f"{seen}. {why}.")
-    band = beta_binomial_band(images, calibration.n, session.rank)
+    band = count_band(
+        [(int(np.isin(id_set.rows.class_ids, group.class_ids).sum()), group.n, group.k) for group in groups_of(session)]
+    )
     expected = f"{band[0]} to {band[1]} are expected of {images} images like the calibration images"
     if count > band[1]:
         sentence = (
@@ -44,7 +51,7 @@ def check_promise(session: Session, id_set: ScoredSet) -> Promise:
         return Promise("stricter", count, images, band, f"Stricter than promised: {seen}; {limit}.")
     if count / images > session.alpha:
         limit += f". That is chance for {images} images; more images would tell a broken promise from bad luck sooner"
-    loose = "" if calibration.guarantee == "conformal" else " (cross-fitted: measured, not proven)"
+    loose = _LOOSE.get(calibration.guarantee, "")
     return Promise("kept", count, images, band, f"This agrees with the promise{loose}: {seen}; {limit}.")
 
 

@@ -113,10 +113,13 @@ class Promise:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything: results, and the scored sets behind them for the figures."""
+    """Everything: results, and the scored sets behind them for the figures.
+
+    `threshold`: an image is OOD above it; None where each predicted class has a threshold of its own.
+    """
 
     alpha: float
-    threshold: float
+    threshold: float | None
     promise: Promise
     missed_most: str
     id: IdResult

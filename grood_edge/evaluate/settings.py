@@ -9,6 +9,7 @@ from pathlib import Path
 from grood_edge import __version__
 from grood_edge.artifact import read_artifact
 from grood_edge.errors import UsageError
+from grood_edge.evaluate.decision import groups_of
 from grood_edge.evaluate.evaluation import EvaluateOptions
 from grood_edge.evaluate.metrics import RESAMPLES
 from grood_edge.evaluate.promise import REMEDY
@@ -76,14 +77,17 @@ def next_command(evaluation: Evaluation, options: EvaluateOptions, report: Path 
 def settings(evaluation: Evaluation, options: EvaluateOptions, session: Session) -> list[tuple[str, str]]:
     """Return (name, value) of everything that the figures depend on."""
     artifact = read_artifact(options.model)
-    calibration = session.contract.calibration
+    groups = groups_of(session)
+    rule = f"k = {groups[0].k} of n = {groups[0].n:,} calibration scores"
+    if len(groups) > 1:
+        rule = f"by predicted class, {sum(group.n for group in groups):,} calibration scores in {len(groups)} groups"
     versions = [f"{name} {version}" for name in _PACKAGES if (version := _version(name))]
     return [
         ("command", command_line(options, session)),
         ("artifact", f"{options.model.resolve()}"),
         ("graph digest", artifact.graph_digest),
         ("contract digest", artifact.contract_digest),
-        ("decision", f"alpha = {session.alpha:g}, k = {session.rank} of n = {calibration.n:,} calibration scores"),
+        ("decision", f"alpha = {session.alpha:g}, {rule}"),
         *(
             (f"images of {one.name}", f"{len(one.paths):,} in {one.folder.resolve()}, digest {one.digest}")
             for one in (evaluation.id_set, *evaluation.ood_sets)

@@ -36,6 +36,16 @@ def test_histograms_show_every_set_and_colour_wrong_decisions(evaluation: Evalua
         assert (rectangle.get("fill") == WRONG) == (right_side == known)
 
 
+def test_without_one_threshold_the_decisions_themselves_are_coloured(evaluation: Evaluation) -> None:
+    known = evaluation.id_set
+    half = np.arange(len(known.paths)) % 2 == 0
+    mixed = replace(known, rows=replace(known.rows, flagged=half, scores=np.zeros(len(half), np.float32)))
+    svg = histograms(replace(evaluation, threshold=None, id_set=mixed))
+    assert 'class="threshold"' not in svg
+    heights = {r.get("fill"): float(r.get("height", 0)) for r in rectangles(svg)[:2]}
+    assert heights[WRONG] == pytest.approx(sum(heights.values()) * half.mean(), abs=0.2)
+
+
 @pytest.mark.parametrize("scores", [[5.0] * 20, [3.4e38] * 20, [-1e30, 1e30] * 10, [1e-20, 2e-20] * 10])
 def test_extreme_scores_still_draw(scores: list[float], evaluation: Evaluation) -> None:
     one = evaluation.ood_sets[0]

@@ -10,6 +10,7 @@ from grood_edge.evaluate.metrics import (
     auroc,
     auroc_interval,
     beta_binomial_band,
+    count_band,
     fpr95,
     rate_interval,
     risk_coverage,
@@ -93,6 +94,17 @@ def test_band_holds_at_least_99_percent_of_the_beta_binomial(m: int, n: int, k: 
     assert law.cdf(low - 1) <= 0.005
     assert law.sf(high) <= 0.005
     assert law.sf(high - 1) > 0.005
+
+
+def test_the_band_of_several_groups_is_that_of_their_sum() -> None:
+    groups = [(100, 60, 3), (300, 200, 10), (0, 59, 1), (40, 59, 1)]
+    low, high = count_band(groups)
+    rng = np.random.default_rng(0)
+    sums = sum(rng.binomial(m, rng.beta(k, n + 1 - k, 200_000)) for m, n, k in groups)
+    expected = np.quantile(sums, [0.005, 0.995])
+    assert abs(low - expected[0]) <= 1
+    assert abs(high - expected[1]) <= 1
+    assert count_band([(320, 314, 9)]) == beta_binomial_band(320, 314, 9)
 
 
 def test_risk_coverage_by_hand_and_ties_are_shared() -> None:
