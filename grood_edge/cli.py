@@ -28,7 +28,7 @@ class _Commands(TyperGroup):
             print(plain_text(f"error: {error}"), file=sys.stderr)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
-            print("interrupted; nothing was written", file=sys.stderr)
+            print(str(error) or "interrupted; nothing was written", file=sys.stderr)
             raise typer.Exit(130) from error
 
 
@@ -45,6 +45,11 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an existing output
 Alpha = Annotated[float | None, typer.Option(help="Accepted false-alarm rate on ID frames.")]
 Provider = Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the network runs; never falls back.")]
 Labels = Annotated[Literal["folder", "predicted"], typer.Option(help="'predicted' for unlabelled frames.")]
+Rule = Annotated[
+    Literal["guaranteed", "marginal"],
+    typer.Option(help="'marginal': alpha on average over calibration sets, without a confidence."),
+]
+PerClass = Annotated[bool, typer.Option("--per-class", help="p-values, and alpha, for each predicted class.")]
 AllowUnreadable = Annotated[bool, typer.Option("--allow-unreadable", help="Go on with over 1 % unreadable images.")]
 _T = TypeVar("_T")
 
@@ -88,14 +93,33 @@ def export_command(
     ] = None,
     classifier_bgr: Annotated[bool, typer.Option("--classifier-bgr", help="The network expects BGR.")] = False,
     weights: Annotated[Path | None, typer.Option(help="State dict for torchvision:NAME or timm:NAME.")] = None,
-    ood_prototype: Annotated[str, typer.Option(help="mean, noise or images:DIR.")] = "mean",
-    bank: Annotated[str, typer.Option(help="all, or a number of k-means rows.")] = "all",
+    ood_prototype: Annotated[
+        str, typer.Option(help="auto, or some of mean, mixup, noise, origin, images:DIR, separated by commas.")
+    ] = "auto",
+    mixup_layer: Annotated[str | None, typer.Option(help="Tensor of the classifier at which mixup mixes.")] = None,
+    space: Annotated[Literal["features", "logits"], typer.Option(help="What the head reads.")] = "features",
+    score: Annotated[
+        Literal["gradient", "s"], typer.Option(help="'s' scores by log s alone and needs no bank.")
+    ] = "gradient",
+    bank: Annotated[str, typer.Option(help="auto, all, none, or a number of k-means rows.")] = "auto",
+    bank_dtype: Annotated[Literal["int8", "float32"], typer.Option(help="How bank rows are stored.")] = "int8",
+    keep_paths: Annotated[
+        bool, typer.Option("--keep-paths", help="Keep the names of the images behind the bank, for explanations.")
+    ] = False,
+    max_bank_source: Annotated[
+        int, typer.Option(help="Feature rows kept in memory for the bank, spread over the classes.")
+    ] = 20_000,
     alpha: Annotated[float, typer.Option(help="Accepted false-alarm rate on ID frames.")] = 0.05,
     delta: Annotated[
         float | None, typer.Option(help="Risk that the rate exceeds alpha after all. [default: 0.05]")
     ] = None,
+    rule: Rule = "guaranteed",
+    per_class: PerClass = False,
     probes: Annotated[
         Path | None, typer.Option(help="Images to embed as test vectors instead of synthetic ones.")
+    ] = None,
+    spool: Annotated[
+        Path | None, typer.Option(help="Folder for what was read so far; after Ctrl-C the same command goes on.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
     force: Force = False,
@@ -122,17 +146,33 @@ def export_command(
         classes=None if classes is None else read_class_names(classes),
         labels=labels,
         ood_prototype=ood_prototype,
-        bank=None if bank == "all" else _parsed("--bank", bank, int, "'all' or a number of rows"),
+        mixup_layer=mixup_layer,
+        space=space,
+        bank=_bank_size(bank, score),
+        bank_dtype=bank_dtype,
+        keep_paths=keep_paths,
+        max_bank_source=max_bank_source,
         alpha=alpha,
         delta=delta,
+        rule=rule,
+        per_class=per_class,
         unseen=unseen,
         probes=probes,
         seed=seed,
         force=force,
         allow_unreadable=allow_unreadable,
+        spool=spool,
     )
     with progress_bars() as progress:
-        report = export_model(model, data, out, options, progress)
+        try:
+            report = export_model(model, data, out, options, progress)
+        except KeyboardInterrupt as error:
+            if spool is None:
+                raise
+            raise KeyboardInterrupt(
+                f"interrupted; no artifact was written. What was read is kept in {spool}: the same command goes on "
+                "from there"
+            ) from error
     _print_written(report, as_json, f"grood-edge score {out} IMAGES --out scores.jsonl")
 
 
@@ -146,6 +186,8 @@ def calibrate_command(
     out: Annotated[Path | None, typer.Option(help="Where to write; without it the artifact is replaced.")] = None,
     alpha: Alpha = None,
     delta: Annotated[float | None, typer.Option(help="Risk that the rate exceeds alpha after all.")] = None,
+    rule: Rule = "guaranteed",
+    per_class: PerClass = False,
     labels: Labels = "folder",
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
     force: Force = False,
@@ -161,6 +203,8 @@ def calibrate_command(
         labels=labels,
         alpha=alpha,
         delta=delta,
+        marginal=rule == "marginal",
+        per_class=per_class,
         seed=seed,
         force=force,
         allow_unreadable=allow_unreadable,
@@ -177,6 +221,9 @@ def score_command(
     out: Annotated[Path | None, typer.Option(help="Rows as .jsonl, .csv or .parquet.")] = None,
     alpha: Alpha = None,
     batch_size: Annotated[int, typer.Option(help="Images a batch.")] = 32,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Add nearest class, log s, nearest bank row and its image.")
+    ] = False,
     provider: Provider = "cpu",
     force: Force = False,
     allow_unreadable: AllowUnreadable = False,
@@ -194,7 +241,7 @@ def score_command(
     writer = nullcontext(_keep(shown, None if as_json else 20)) if out is None else row_writer(out, force)
     with open_session(model, alpha=alpha, provider=provider) as session, progress_bars() as progress:
         with writer as write:
-            summary = score_images(session, sources, write, batch_size, progress)
+            summary = score_images(session, sources, write, batch_size, progress, explain)
         for path, reason in summary.unreadable:
             tell(f"unreadable: {path}: {reason}", "yellow")
         if as_json:
@@ -359,6 +406,17 @@ def _parsed(option: str, text: str, kind: Callable[[str], _T], expected: str) ->
         return kind(text)
     except ValueError as error:
         raise UsageError(f"{option} {text!r}; expected {expected}") from error
+
+
+def _bank_size(text: str, score: str) -> Any:
+    """Read --bank; --score s is another word for --bank none."""
+    if score == "s":
+        if text not in ("auto", "none"):
+            raise UsageError(f"--score s has no bank, but --bank {text} was given; leave one of the two out")
+        return "none"
+    if text in ("auto", "all", "none"):
+        return text
+    return _parsed("--bank", text, int, "auto, all, none or a number of rows")
 
 
 def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:

@@ -6,13 +6,61 @@ as Beta(k, n + 1 - k); P(Beta(k, n + 1 - k) <= alpha) = P(Bin(n, alpha) >= k).
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
 from grood_edge.arrays import IdScores, Scores
 from grood_edge.errors import CalibrationError, UsageError
 
-__all__ = ["count_at_least", "largest_rank", "least_calibration_images", "p_values", "rank_for"]
+__all__ = [
+    "ClassIds",
+    "DecisionRule",
+    "count_at_least",
+    "largest_rank",
+    "least_calibration_images",
+    "p_values",
+    "rank_for",
+]
+
+ClassIds = np.ndarray  # int32 [n]
+
+
+@dataclass(frozen=True)
+class DecisionRule:
+    """Which calibration scores a score is compared with, and the rank k that decides.
+
+    `scores`: float32, ascending, one array a group; `ranks`: k of each group; `group_of_class` int32 `[k]`: the group
+    of each predicted class. One group holds all scores, or (Mondrian) each class has its own.
+    """
+
+    scores: tuple[IdScores, ...]
+    ranks: tuple[int, ...]
+    group_of_class: np.ndarray
+
+    def counts(self, scores: Scores, class_ids: ClassIds) -> np.ndarray:
+        """Count the calibration scores of each sample's group that are >= its score: int64 `[n]`."""
+        groups = self.group_of_class[class_ids]
+        counts = np.zeros(len(scores), np.int64)
+        for group in np.unique(groups):
+            rows = groups == group
+            counts[rows] = count_at_least(self.scores[group], scores[rows])
+        return counts
+
+    def is_alarm(self, scores: Scores, class_ids: ClassIds) -> np.ndarray:
+        """Tell whether fewer than k calibration scores are >= each score: bool `[n]`."""
+        alarms: np.ndarray = self.counts(scores, class_ids) < self.ranks_of(class_ids)
+        return alarms
+
+    def ranks_of(self, class_ids: ClassIds) -> np.ndarray:
+        """Return the rank k that decides for each sample: int64 `[n]`."""
+        ranks: np.ndarray = np.array(self.ranks)[self.group_of_class[class_ids]]
+        return ranks
+
+    def threshold(self, class_id: int) -> float:
+        """Return the k-th largest calibration score of a class's group: above it is OOD."""
+        group = int(self.group_of_class[class_id])
+        return float(self.scores[group][len(self.scores[group]) - self.ranks[group]])
 
 
 def largest_rank(alpha: float, delta: float | None, n: int) -> int:

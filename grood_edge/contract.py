@@ -15,20 +15,25 @@ from typing import Any, Literal
 import numpy as np
 
 from grood_edge.arrays import IdScores
+from grood_edge.conformal import DecisionRule, rank_for
 from grood_edge.errors import ArtifactError
 from grood_edge.preprocessing import Preprocessing
 
 __all__ = [
     "CONTRACT_VERSION",
     "SCHEMA_NAME",
+    "BankTrial",
     "Calibration",
+    "Candidate",
     "Classifier",
     "Contract",
     "Fit",
     "GradientBank",
     "OodPrototype",
     "Probe",
+    "Selection",
     "decode_scores",
+    "encode_array",
     "encode_scores",
 ]
 
@@ -53,25 +58,84 @@ class Classifier:
 
 @dataclass(frozen=True)
 class OodPrototype:
-    """One OOD prototype: its source, the number of images behind it, and whether those were real OOD data."""
+    """One OOD prototype: its source, the number of images behind it, and whether those were real OOD data.
 
-    source: Literal["mean", "noise", "images"]
+    layer: of `mixup`, the tensor of the classifier at which features were mixed; `image` where images were.
+    """
+
+    source: Literal["mean", "mixup", "noise", "origin", "images"]
     images: int
     uses_ood_data: bool
+    layer: str | None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One choice of OOD prototypes under leave-class-out.
+
+    auroc: mean over the left-out classes. difference: to the combination, with its paired standard error over classes;
+    None for the combination itself.
+    """
+
+    name: str
+    auroc: float
+    difference: float | None
+    standard_error: float | None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Why these OOD prototypes: what was asked for, the reason, and the table that `auto` decided by (else empty)."""
+
+    asked: str
+    reason: str
+    classes: int
+    images: int
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True)
+class BankTrial:
+    """One size of the bank under leave-class-out: AUROC, and the share of ID images decided otherwise than in full.
+
+    rows: 0 for log s alone. changed: after recalibration, against the full bank.
+    """
+
+    rows: int
+    auroc: float
+    changed: float
 
 
 @dataclass(frozen=True)
 class GradientBank:
-    """How the gradient bank was made: `rows` in the file, from `candidates` correctly classified images."""
+    """How the gradient bank was made: `rows` in the file, from `candidates` correctly classified images.
 
-    choice: Literal["all", "kmeans"]
+    choice: `none` scores by log s alone. asked, reason, trials: what was asked for, why this size, and the sizes that
+    `auto` measured (else empty). classes: base64 of the rows' class ids, little-endian int32. paths: of the image
+    nearest to each row, where the export kept them (else empty).
+    """
+
+    choice: Literal["all", "kmeans", "none"]
     rows: int
     candidates: int
+    dtype: Literal["int8", "float32"]
+    asked: str
+    reason: str
+    trials: tuple[BankTrial, ...]
+    classes: str
+    paths: tuple[str, ...]
+
+    def row_classes(self) -> np.ndarray:
+        """Return the class id of each row, int32 `[m]`."""
+        return _decoded(self.classes, "<i4", "the classes of the bank rows").astype(np.int32)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What the statistics were fitted on. `accuracy` is None when the labels were the predictions."""
+    """What the statistics were fitted on. `accuracy` is None when the labels were the predictions.
+
+    sketch: base64 of the smallest hashes of the fit images, little-endian uint64, ascending: recognises them later.
+    """
 
     images: int
     unreadable: int
@@ -79,7 +143,12 @@ class Fit:
     accuracy: float | None
     seed: int
     data_digest: str
+    sketch: str
     classes_without_prototype: tuple[str, ...]
+
+    def sketch_hashes(self) -> np.ndarray:
+        """Return the hashes of the sketch, uint64, ascending."""
+        return _decoded(self.sketch, "<u8", "the sketch of the fit images").astype(np.uint64)
 
 
 @dataclass(frozen=True)
@@ -88,26 +157,48 @@ class Calibration:
 
     provenance: `unseen` images, or images `seen-in-training` by the network.
     method: `separate` folder, `split` of the data, or 10-fold `cross-fitted`.
-    guarantee: `conformal` (false-alarm rate <= alpha with probability 1 - delta), `approximate`
-    (cross-fitted: right in measurements, no theorem) or `none` (seen in training).
-    delta: None when nothing may be promised; k is then floor(alpha (n + 1)).
-    scores: base64 of the n sorted little-endian float32 calibration scores.
+    guarantee: `conformal` (false-alarm rate <= alpha with probability 1 - delta), `marginal` (alpha on average over
+    calibration sets), `approximate` (cross-fitted: right in measurements, no theorem) or `none` (seen in training).
+    delta: None where no confidence is stated; k is then floor(alpha (n + 1)).
+    scores: base64 of the n little-endian float32 calibration scores, ascending within each group.
+    class_sizes, class_ranks: empty, or (per-class p-values) the number of scores and the rank k of each predicted
+    class; the scores then stand class by class, and k, the rank over all of them, does not decide.
     """
 
     provenance: Literal["unseen", "seen-in-training"]
     method: Literal["separate", "split", "cross-fitted"]
-    guarantee: Literal["conformal", "approximate", "none"]
+    guarantee: Literal["conformal", "marginal", "approximate", "none"]
     alpha: float
     delta: float | None
     n: int
     k: int
+    class_sizes: tuple[int, ...]
+    class_ranks: tuple[int, ...]
     scores: str
     data_digest: str
     quantiles: tuple[float, ...]
 
+    def grouped_scores(self) -> tuple[IdScores, ...]:
+        """Return the calibration scores, float32, ascending: one array, or one a class."""
+        return decode_scores(self.scores, self.class_sizes)
+
     def sorted_scores(self) -> IdScores:
-        """Return the n calibration scores, float32 `[n]`, ascending."""
-        return decode_scores(self.scores)
+        """Return all n calibration scores, float32 `[n]`, ascending."""
+        scores: IdScores = np.sort(np.concatenate(self.grouped_scores()))
+        return scores
+
+    def rule(self, classes: int, alpha: float | None = None) -> DecisionRule:
+        """Return the decision rule, at the contract's alpha or at another one.
+
+        Raises:
+            CalibrationError: the scores cannot carry that alpha.
+        """
+        scores = self.grouped_scores()
+        ranks = self.class_ranks or (self.k,)
+        if alpha is not None and alpha != self.alpha:
+            ranks = tuple(rank_for(alpha, self.delta, group.size) for group in scores)
+        groups = np.arange(classes) if self.class_sizes else np.zeros(classes)
+        return DecisionRule(scores, ranks, groups.astype(np.int32))
 
 
 @dataclass(frozen=True)
@@ -126,18 +217,33 @@ class Probe:
 
 @dataclass(frozen=True)
 class Contract:
-    """All that an artifact promises. Without digests: those are computed over it (see `artifact`)."""
+    """All that an artifact promises. Without digests: those are computed over it (see `artifact`).
+
+    space: which output the head reads: `features`, or the classifier's own `logits`.
+    """
 
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     classifier: Classifier
     precision: Literal["fp32"]
+    space: Literal["features", "logits"]
+    selection: Selection
     ood_prototypes: tuple[OodPrototype, ...]
     bank: GradientBank
     fit: Fit
     calibration: Calibration
     tools: dict[str, str]
     probes: tuple[Probe, ...]
+
+    @property
+    def head_dimension(self) -> int:
+        """Number of values that the head reads of each frame."""
+        return self.classifier.dimension if self.space == "features" else len(self.classes)
+
+    @property
+    def prototype_count(self) -> int:
+        """Number of classes that have a prototype."""
+        return len(self.classes) - len(self.fit.classes_without_prototype)
 
     def to_json(self, digests: dict[str, str] | None = None) -> str:
         """Return the canonical JSON text: sorted keys, no spaces, UTF-8, no NaN; with `digests` when given."""
@@ -152,22 +258,33 @@ class Contract:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
-def encode_scores(scores: IdScores) -> str:
-    """Return base64 of the scores as sorted little-endian float32."""
-    return base64.b64encode(np.sort(scores).astype("<f4").tobytes()).decode("ascii")
+def encode_scores(groups: tuple[IdScores, ...]) -> str:
+    """Return base64 of the scores, group by group, each ascending, as little-endian float32."""
+    return encode_array(np.concatenate([np.sort(group) for group in groups]).astype("<f4"))
 
 
-def decode_scores(text: str) -> IdScores:
-    """Inverse of `encode_scores`.
+def decode_scores(text: str, sizes: tuple[int, ...] = ()) -> tuple[IdScores, ...]:
+    """Inverse of `encode_scores`; `sizes`: of the groups, empty for one.
 
     Raises:
-        ArtifactError: not base64, not whole float32 values, not finite, or not sorted.
+        ArtifactError: not base64, not whole float32 values, not finite, not sorted, or other sizes.
     """
-    try:
-        raw = base64.b64decode(text, validate=True)
-        scores: IdScores = np.frombuffer(raw, dtype="<f4").astype(np.float32)
-    except ValueError as error:
-        raise ArtifactError(f"the contract's calibration scores cannot be decoded: {error}") from error
-    if not np.isfinite(scores).all() or (np.diff(scores) < 0).any():
+    scores: IdScores = _decoded(text, "<f4", "the contract's calibration scores").astype(np.float32)
+    if sizes and (min(sizes) < 1 or sum(sizes) != scores.size):
+        raise ArtifactError(f"the contract has {scores.size} calibration scores in groups of {sum(sizes)}")
+    groups = tuple(np.split(scores, np.cumsum(sizes)[:-1])) if sizes else (scores,)
+    if not np.isfinite(scores).all() or any((np.diff(group) < 0).any() for group in groups):
         raise ArtifactError("the contract's calibration scores are not finite and ascending")
-    return scores
+    return groups
+
+
+def encode_array(array: np.ndarray) -> str:
+    """Return base64 of an array's bytes."""
+    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode("ascii")
+
+
+def _decoded(text: str, dtype: str, what: str) -> np.ndarray:
+    try:
+        return np.frombuffer(base64.b64decode(text, validate=True), dtype=dtype)
+    except ValueError as error:
+        raise ArtifactError(f"{what} cannot be decoded: {error}") from error

@@ -11,14 +11,18 @@ import types
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from grood_edge.contract import CONTRACT_VERSION, SCHEMA_NAME, Calibration, Contract
+import numpy as np
+
+from grood_edge.contract import CONTRACT_VERSION, SCHEMA_NAME, Calibration, Contract, GradientBank
 from grood_edge.errors import ArtifactError, UsageError
 from grood_edge.preprocessing import Preprocessing
 
 __all__ = [
     "MAX_CONTRACT_BYTES",
+    "MAX_OOD_PROTOTYPES",
     "MAX_PROBES",
     "MAX_PROBE_CHARACTERS",
+    "MAX_SKETCH",
     "MAX_TEXT",
     "contract_from_json",
     "is_plain_name",
@@ -31,11 +35,14 @@ MAX_TEXT = 1024  # characters of a name; scores and pictures are bounded by the 
 MAX_INTEGER = (1 << 53) - 1  # every JSON reader keeps integers up to here
 MAX_PROBES = 16
 MAX_TOOLS = 64
+MAX_OOD_PROTOTYPES = 8
+MAX_TRIALS = 64  # candidates and bank sizes in the tables of what was tried
+MAX_SKETCH = 1024  # hashes of fit images
 MAX_PROBE_CHARACTERS = 512 << 10  # of base64, for all probes together
 
 _LARGEST = sys.float_info.max
 _LONGEST_NUMBER = 32  # characters; the shortest text of a float64 has at most 24
-_LONG_TEXTS = (".scores", ".png")
+_LONG_TEXTS = (".scores", ".png", ".classes", ".sketch")
 # Control characters, line separators, marks that turn the writing direction, lone surrogates: names are printed.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -102,7 +109,13 @@ def _number(kind: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def _check_consistency(contract: Contract) -> None:
-    for holds, found in (*_network_rules(contract), *_calibration_rules(contract.calibration), *_probe_rules(contract)):
+    sizes = contract.calibration.class_sizes
+    grouped = (
+        len(sizes) in (0, len(contract.classes)),
+        f"{len(sizes)} class sizes for {len(contract.classes)} classes",
+    )
+    calibration_rules = [*_calibration_rules(contract.calibration), grouped]
+    for holds, found in (*_network_rules(contract), *calibration_rules, *_probe_rules(contract)):
         if not holds:
             raise ArtifactError(f"the contract contradicts itself: it has {found}; export the artifact again")
 
@@ -110,23 +123,43 @@ def _check_consistency(contract: Contract) -> None:
 def _network_rules(contract: Contract) -> list[tuple[bool, str]]:
     bank, fit, count = contract.bank, contract.fit, len(contract.ood_prototypes)
     return [
+        *_bank_rules(bank, len(contract.classes)),
         (2 <= len(contract.classes) <= MAX_CLASSES, f"{len(contract.classes)} classes"),
         (all(contract.classes), "a class without a name"),
         (contract.classifier.dimension >= 1, f"feature dimension {contract.classifier.dimension}"),
-        (count == 1, f"{count} OOD prototypes (this version reads one)"),
+        (1 <= count <= MAX_OOD_PROTOTYPES, f"{count} OOD prototypes"),
         (all(p.images >= 0 for p in contract.ood_prototypes), "an OOD prototype with a negative number of images"),
-        (1 <= bank.rows <= bank.candidates, f"{bank.rows} bank rows of {bank.candidates} candidates"),
+        (len(contract.selection.candidates) <= MAX_TRIALS, f"{len(contract.selection.candidates)} candidates"),
         (fit.images >= 1 and fit.unreadable >= 0, f"{fit.images} images, {fit.unreadable} unreadable"),
         (fit.accuracy is None or 0 <= fit.accuracy <= 1, f"accuracy {fit.accuracy}"),
         (fit.seed >= 0, f"seed {fit.seed}"),
+        (_is_sketch(fit.sketch_hashes()), "a sketch of the fit images that is not ascending, or too long"),
         (set(fit.classes_without_prototype) <= set(contract.classes), "a class without prototype that is no class"),
         (_SHA256.fullmatch(fit.data_digest) is not None, f"data digest {_short(fit.data_digest)}"),
         (len(contract.tools) <= MAX_TOOLS, f"{len(contract.tools)} tools"),
     ]
 
 
+def _bank_rules(bank: GradientBank, classes: int) -> list[tuple[bool, str]]:
+    rows = bank.row_classes()
+    return [
+        (0 <= bank.rows <= bank.candidates, f"{bank.rows} bank rows of {bank.candidates} candidates"),
+        (bank.candidates >= 1, f"{bank.candidates} candidates for the bank"),
+        ((bank.rows == 0) == (bank.choice == "none"), f"{bank.rows} rows in a bank of choice {bank.choice}"),
+        (rows.size == bank.rows, f"classes of {rows.size} bank rows of {bank.rows}"),
+        (bool(((rows >= 0) & (rows < classes)).all()), "a bank row of a class that does not exist"),
+        (len(bank.paths) in (0, bank.rows), f"paths of {len(bank.paths)} bank rows of {bank.rows}"),
+        (len(bank.trials) <= MAX_TRIALS, f"{len(bank.trials)} trials of the bank's size"),
+    ]
+
+
+def _is_sketch(hashes: np.ndarray) -> bool:
+    return hashes.size <= MAX_SKETCH and bool((hashes[1:] > hashes[:-1]).all())
+
+
 def _calibration_rules(calibration: Calibration) -> list[tuple[bool, str]]:
     n_scores, quantiles = calibration.sorted_scores().size, calibration.quantiles
+    sizes, ranks = calibration.class_sizes, calibration.class_ranks
     return [
         (n_scores == calibration.n, f"{n_scores} calibration scores where n is {calibration.n}"),
         (1 <= calibration.k <= calibration.n, f"k {calibration.k} where n is {calibration.n}"),
@@ -134,10 +167,17 @@ def _calibration_rules(calibration: Calibration) -> list[tuple[bool, str]]:
         (calibration.delta is None or 0 < calibration.delta < 1, f"delta {calibration.delta}"),
         (
             (calibration.guarantee == "none") == (calibration.provenance == "seen-in-training")
-            and (calibration.guarantee, calibration.method) != ("conformal", "cross-fitted"),
+            and (calibration.guarantee in ("approximate", "none") or calibration.method != "cross-fitted"),
             f"guarantee {calibration.guarantee} for {calibration.method} scores of {calibration.provenance} images",
         ),
-        (calibration.delta is None or calibration.guarantee != "none", "a delta without a guarantee"),
+        (
+            {"conformal": calibration.delta is not None, "approximate": True}.get(
+                calibration.guarantee, calibration.delta is None
+            ),
+            f"delta {calibration.delta} with guarantee {calibration.guarantee}",
+        ),
+        (len(sizes) == len(ranks), f"{len(sizes)} class sizes and {len(ranks)} class ranks"),
+        (all(1 <= k <= n for k, n in zip(ranks, sizes, strict=False)), "a class rank outside 1..its class size"),
         (list(quantiles) == sorted(quantiles) and len(quantiles) == 7, "other than 7 ascending quantiles"),
         (_SHA256.fullmatch(calibration.data_digest) is not None, f"data digest {_short(calibration.data_digest)}"),
     ]

@@ -9,6 +9,8 @@ from grood_edge import wire
 from grood_edge.contract import Contract
 from grood_edge.errors import ArtifactError
 from grood_edge.stored_head import (
+    BANK,
+    BANK_SCALE,
     CENTER,
     PROTOTYPES_SQ,
     PROTOTYPES_T,
@@ -22,6 +24,7 @@ __all__ = ["STANDARD_DOMAINS", "refuse_external_data", "require_agreement"]
 STANDARD_DOMAINS = (b"", b"ai.onnx")
 MAX_GRAPH_DEPTH = 16
 MAX_GRAPH_FIELDS = 1 << 21  # of nodes, attributes and tensors: read in seconds; real networks have a tenth at most
+MAX_KNOTS = 64  # of the map of an OOD head's score
 _UINT8 = 2
 _OUTPUTS = {"logits": 1, "features": 1, "class_id": 6, "ood_score": 1, "p_value": 1, "is_ood": 9, "valid": 9}
 
@@ -132,20 +135,42 @@ def require_agreement(model: bytes, contract: Contract) -> None:
 
 
 def _require_stored(tensors: Mapping[str, np.ndarray], contract: Contract) -> None:
-    d, rows = contract.classifier.dimension, contract.bank.rows
-    classes = len(contract.classes) - len(contract.fit.classes_without_prototype)
-    shapes = {CENTER: (d,), PROTOTYPES_T: (d, classes), PROTOTYPES_SQ: (classes,)}
-    for index in range(len(contract.ood_prototypes)):
-        shapes |= dict(zip(ood_names(index), ((d,), (d, rows), (rows,)), strict=True))
-    for name, shape in shapes.items():
+    for name, (dtype, shape) in _expected_tensors(contract).items():
         found = tensors.get(name)
-        if found is None or found.dtype != np.float32 or found.shape != shape:
-            raise ArtifactError(f"the contract says that {name} is float32 {list(shape)}, and the graph does not")
-    calibration = contract.calibration
-    for name, value in calibration_tensors(calibration.sorted_scores(), calibration.k).items():
+        if found is None or found.dtype != dtype or not _fits(found.shape, shape):
+            expected = f"{dtype.__name__} {['?' if size is None else size for size in shape]}"
+            raise ArtifactError(f"the contract says that {name} is {expected}, and the graph does not")
+    for name, value in calibration_tensors(contract.calibration.rule(len(contract.classes))).items():
         found = tensors.get(name)
         if found is None or found.dtype != value.dtype or not np.array_equal(found, value):
             raise ArtifactError(f"{name} in the graph is not what the contract says; export the artifact again")
+
+
+def _fits(found: tuple[int, ...], shape: tuple[int | None, ...]) -> bool:
+    """None in `shape` stands for any number up to `MAX_KNOTS`."""
+    pairs = zip(found, shape, strict=False)
+    return len(found) == len(shape) and all(n <= MAX_KNOTS if size is None else n == size for n, size in pairs)
+
+
+def _expected_tensors(contract: Contract) -> dict[str, tuple[type, tuple[int | None, ...]]]:
+    """Return dtype and shape of every stored tensor of the head, as `docs/format.md` lists them."""
+    d, rows, classes = contract.head_dimension, contract.bank.rows, contract.prototype_count
+    heads = len(contract.ood_prototypes)
+    shapes: dict[str, tuple[int | None, ...]] = {CENTER: (d,), PROTOTYPES_T: (d, classes), PROTOTYPES_SQ: (classes,)}
+    for names in map(ood_names, range(heads)):
+        shapes[names.prototype] = (d,)
+        if rows:
+            shapes |= dict.fromkeys((names.bank_log_s, names.bank_inverse_length, names.bank_offset), (rows,))
+            shapes[names.least_distance] = ()
+        if heads > 1:
+            shapes |= {names.map_bias: (), names.map_slope: (), names.map_knots: (None,), names.map_weights: (None,)}
+    expected: dict[str, tuple[type, tuple[int | None, ...]]] = {n: (np.float32, s) for n, s in shapes.items()}
+    if rows:
+        int8 = contract.bank.dtype == "int8"
+        expected[BANK] = (np.int8 if int8 else np.float32, (rows, d))
+        if int8:
+            expected[BANK_SCALE] = (np.float32, (rows,))
+    return expected
 
 
 def _signatures(contract: Contract) -> tuple[list[tuple[str, int, list[int | str]]], ...]:

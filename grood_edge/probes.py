@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from grood_edge.arrays import Frames, IdScores, InputFrame
+from grood_edge.arrays import Frames, InputFrame
 from grood_edge.contract import Contract, Probe
 from grood_edge.contract_reader import MAX_PROBE_CHARACTERS, MAX_PROBES
 from grood_edge.errors import ArtifactError, UsageError, VerificationError
@@ -93,29 +93,29 @@ def replay_probes(contract: Contract, run: Callable[[Frames], Outputs], provider
 def make_probes(
     frames: Iterable[tuple[str, InputFrame]],
     run: Callable[[Frames], Outputs],
-    scores: IdScores,
-    rank: int,
+    contract: Contract,
     head: Head | None = None,
 ) -> tuple[Probe, ...]:
     """Record probes from frames of the graph's input size, up to 512 KB and 16 of them.
 
-    Frames that lie within rounding of the threshold, or of another class, or (with `head`) of a bank row, or that
-    are not valid, are left out: a correct device may answer something else for them.
+    Frames that lie within rounding of the threshold of the contract's calibration, or of another class, or (with
+    `head`) of a bank row, or that are not valid, are left out: a correct device may answer something else for them.
 
     Raises:
         VerificationError: no frame is left.
     """
-    threshold = float(scores[scores.size - rank])
+    rule = contract.calibration.rule(len(contract.classes))
     probes: list[Probe] = []
     budget = MAX_PROBE_CHARACTERS
     for name, frame in frames:
         png = encode_png(frame)
         outputs = run(frame[None])
         best, second = np.sort(outputs.logits[0])[[-1, -2]]
+        threshold = rule.threshold(int(outputs.class_id[0]))
         close = abs(float(outputs.ood_score[0]) - threshold) < MARGIN or best - second < MARGIN
         if len(png) > budget or len(probes) == MAX_PROBES or close or not outputs.valid[0]:
             continue
-        if head is not None and nearest_gap(outputs.features.astype(np.float64), head)[0] < MIN_GAP:
+        if head is not None and nearest_gap(_head_input(outputs, contract), head)[0] < MIN_GAP:
             continue
         budget -= len(png)
         probes.append(
@@ -181,6 +181,11 @@ def decode_png(text: str, preprocessing: Preprocessing) -> InputFrame:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ArtifactError(f"a probe's picture cannot be decoded ({error}); the artifact is damaged") from error
     return pixels.reshape(preprocessing.height, preprocessing.width, preprocessing.channels)
+
+
+def _head_input(outputs: Outputs, contract: Contract) -> np.ndarray:
+    rows: np.ndarray = getattr(outputs, contract.space).astype(np.float64)
+    return rows
 
 
 def _row(probe: Probe, outputs: Outputs, index: int) -> ProbeRow:

@@ -6,115 +6,221 @@ form of its gradient. With features h, class prototypes p_j and OOD prototype p_
     l_j = -||h - p_j||                       plain L2, j = 1..C and ood
     g   = d cross_entropy(softmax(l), predicted class) / d p_ood = s u
     s   = softmax(l)_ood,   u = (h - p_ood) / ||h - p_ood||
-    S   = min_i ||g - g_i||                  over the gradient bank;   ood_score = log S, higher = more OOD
+    S   = min_i ||g - g_i||                  over the gradient bank; log S is the score, higher = more OOD
 
 so that a gradient is one scalar (log s) and one unit vector (u), and
 S^2 = min_i [(s - s_i)^2 + 2 s s_i (1 - u.u_i)]. Everything stays in the log domain: s underflows long before
-its logarithm loses meaning.
+its logarithm loses meaning. Without a bank the score is log s itself.
+
+With several OOD prototypes (ours, not the paper's) every one has its own gradients, seen from one bank of feature
+rows, and ood_score = sum_k T_k(log S_k) with fixed increasing maps T_k, whose slopes far out add up to 1: a difference
+of scores means as much as one of log S.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from grood_edge.arrays import Bank, Features64, LogScale, Prototypes, Scores64, Vector64
 
 __all__ = [
+    "IDENTITY",
     "INVALID_SCORE",
-    "MIN_DISTANCE",
+    "MIN_RELATIVE_DISTANCE",
     "MIN_RELATIVE_GAP",
-    "Gradients",
+    "BankDtype",
     "Head",
+    "Nearest",
     "OodHead",
-    "gradients",
+    "ScoreMap",
+    "SeenBank",
+    "class_distances",
+    "log_distances",
+    "log_s_of",
     "nearest_gap",
+    "nearest_rows",
     "ood_scores",
 ]
 
 INVALID_SCORE = 3.4e38  # ood_score of a frame whose features or logits are not finite
-MIN_DISTANCE = 1e-6  # below it u is not a direction any more; such a frame must come out OOD, not ID
 MIN_RELATIVE_GAP = 1e-12  # floor of S^2 / max(s, s_i)^2: at the floor two gradients are called identical
+# Nearer to p_ood than this share of the bank's median distance, u is no direction any more (and float32 could not
+# tell it from rounding); such a frame must come out OOD, not ID.
+MIN_RELATIVE_DISTANCE = 1e-3
+_SMALLEST = 1e-30  # keeps 0 / 0 away where all bank rows equal the OOD prototype
 _BLOCK = 512  # rows of features at a time: bounds memory at 512 x bank rows
+
+BankDtype = Literal["int8", "float32"]
+
+
+@dataclass(frozen=True)
+class ScoreMap:
+    """The map T of one OOD head, increasing and piecewise linear: bias + slope x + sum_j weights_j max(x - knots_j, 0).
+
+    `knots` and `weights` float64 `[q]`; a weight may be negative, as long as T increases.
+    """
+
+    bias: float
+    slope: float
+    knots: Vector64
+    weights: Vector64
+
+    def __call__(self, scores: Scores64) -> Scores64:
+        """Return T of each score, float64 `[n]`."""
+        mapped: Scores64 = self.bias + self.slope * scores
+        for knot, weight in zip(self.knots, self.weights, strict=True):
+            mapped = mapped + weight * np.maximum(scores - knot, 0.0)
+        return mapped
+
+    def slope_at(self, scores: Scores64) -> Scores64:
+        """Return the slope of T at each score, float64 `[n]`."""
+        slopes: Scores64 = self.slope + (scores[:, None] > self.knots[None, :]) @ self.weights
+        return slopes
+
+    def scaled(self, factor: float) -> "ScoreMap":
+        """Return the map times a positive factor."""
+        return ScoreMap(factor * self.bias, factor * self.slope, self.knots, factor * self.weights)
+
+
+IDENTITY = ScoreMap(0.0, 1.0, np.zeros(0), np.zeros(0))
 
 
 @dataclass(frozen=True)
 class OodHead:
-    """One OOD prototype with the gradient bank seen from it.
-
-    `prototype` float64 `[d]`; `bank` float64 `[m, d]` unit rows u_i; `bank_log_s` float64 `[m]`.
-    """
+    """One OOD prototype float64 `[d]`, log s of the bank rows seen from it float64 `[m]`, and the map of its score."""
 
     prototype: Vector64
-    bank: Bank
     bank_log_s: LogScale
+    score_map: ScoreMap = IDENTITY
 
 
 @dataclass(frozen=True)
 class Head:
-    """All that the score needs: class prototypes float64 `[k, d]` and one `OodHead` per OOD prototype."""
+    """All that the score needs: class prototypes float64 `[k, d]`, one bank, and one `OodHead` per OOD prototype.
+
+    `bank` float64 `[m, d]`: feature rows; the gradients' directions are those from the OOD prototype to them. Without
+    rows (m = 0) the score is log s. `bank_dtype` says how a file stores the rows.
+    """
 
     prototypes: Prototypes
+    bank: Bank
     ood_heads: tuple[OodHead, ...]
-
-    def only(self) -> OodHead:
-        """Return the single OOD head; several need a combination, which this version does not have."""
-        (ood_head,) = self.ood_heads
-        return ood_head
+    bank_dtype: BankDtype = "float32"
 
 
 @dataclass(frozen=True)
-class Gradients:
-    """Gradients g = s u of a batch: `log_s` float64 `[n]`, `u` float64 `[n, d]` unit rows."""
+class Nearest:
+    """What one OOD head says about each sample, float64 `[n]` each.
+
+    `log_s`; `score` = log S; `row` int64, the nearest bank row (-1 without a bank); `gap` = S^2 / max(s, s_i)^2 there
+    (1 without a bank): float32 arithmetic gives log S to about 2e-7 / gap.
+    """
 
     log_s: Scores64
-    u: Features64
-
-
-def gradients(features: Features64, prototypes: Prototypes, ood_prototype: Vector64) -> Gradients:
-    """Return the gradient of the loss with respect to the OOD prototype, in the log domain."""
-    difference = features - ood_prototype
-    d_ood = np.sqrt(np.einsum("nd,nd->n", difference, difference))
-    distances = np.concatenate([_distances(features, prototypes), d_ood[:, None]], axis=1)
-    nearest = distances.min(axis=1)
-    log_sum = np.log(np.exp(nearest[:, None] - distances).sum(axis=1))
-    return Gradients(
-        log_s=nearest - d_ood - log_sum,
-        u=difference / np.maximum(d_ood, MIN_DISTANCE)[:, None],
-    )
+    score: Scores64
+    row: np.ndarray
+    gap: Scores64
 
 
 def ood_scores(features: Features64, head: Head) -> Scores64:
-    """Return `ood_score` = log S of each row, float64 `[n]`; higher is more OOD."""
-    scores = [_log_s_and_gap(g, head.only())[0] for g in _blocks(features, head)]
-    return np.concatenate(scores) if scores else np.zeros(0)
+    """Return `ood_score` of each row, float64 `[n]`; higher is more OOD."""
+    total = np.zeros(len(features))
+    for ood_head, nearest in zip(head.ood_heads, nearest_rows(features, head), strict=True):
+        total += ood_head.score_map(nearest.score)
+    return total
+
+
+def nearest_rows(features: Features64, head: Head) -> tuple[Nearest, ...]:
+    """Return, for each OOD head, log s, log S and the nearest bank row of each sample."""
+    center = head.prototypes.mean(axis=0)
+    bank = head.bank - center
+    seen = [SeenBank.of(bank, ood_head.prototype - center) for ood_head in head.ood_heads]
+    blocks = []
+    for start in range(0, max(1, len(features)), _BLOCK):
+        block = features[start : start + _BLOCK]
+        distances, products = class_distances(block, head.prototypes), (block - center) @ bank.T
+        blocks.append(
+            [
+                _nearest(block, distances, ood_head, bank_seen.cosine(block - center, products))
+                for ood_head, bank_seen in zip(head.ood_heads, seen, strict=True)
+            ]
+        )
+    return tuple(
+        Nearest(*(np.concatenate([getattr(b[k], name) for b in blocks]) for name in ("log_s", "score", "row", "gap")))
+        for k in range(len(head.ood_heads))
+    )
 
 
 def nearest_gap(features: Features64, head: Head) -> Scores64:
-    """Return E = S^2 / max(s, s_i)^2 at the nearest bank row, float64 `[n]`.
+    """Return the smallest gap of each sample over the OOD heads, float64 `[n]`: how far float32 can be trusted."""
+    gaps: Scores64 = np.min([nearest.gap for nearest in nearest_rows(features, head)], axis=0)
+    return gaps
 
-    float32 arithmetic gives log S to about 2e-7 / E, so E says how far a float32 score can be trusted.
+
+@dataclass(frozen=True)
+class SeenBank:
+    """The bank as one OOD prototype sees it; rows and prototype are relative to any one centre.
+
+    `lengths` float64 `[m]` = ||b_i - p||, at least `least`: nearer than that a vector is no direction.
     """
-    gaps = [_log_s_and_gap(g, head.only())[1] for g in _blocks(features, head)]
-    return np.concatenate(gaps) if gaps else np.zeros(0)
+
+    prototype: Vector64
+    lengths: LogScale
+    offset: LogScale
+    least: float
+
+    @staticmethod
+    def of(bank: Bank, prototype: Vector64) -> "SeenBank":
+        """Look at the rows float64 `[m, d]` from the prototype `[d]`."""
+        v = bank - prototype
+        lengths = np.sqrt(np.einsum("md,md->m", v, v))
+        least = max(MIN_RELATIVE_DISTANCE * float(np.median(lengths)), _SMALLEST) if len(bank) else _SMALLEST
+        return SeenBank(prototype, np.maximum(lengths, least), prototype @ prototype - bank @ prototype, least)
+
+    def cosine(self, features: Features64, products: np.ndarray) -> np.ndarray:
+        """Return u.u_i, float64 `[n, m]`, from the products h.b_i: one product serves every OOD prototype."""
+        v = features - self.prototype
+        ood_distance = np.maximum(np.sqrt(np.einsum("nd,nd->n", v, v)), self.least)
+        numerator = products - (features @ self.prototype)[:, None] + self.offset[None, :]
+        cosine: np.ndarray = numerator / ood_distance[:, None] / self.lengths[None, :]
+        return cosine
 
 
-def _blocks(features: Features64, head: Head) -> Iterator[Gradients]:
-    for start in range(0, len(features), _BLOCK):
-        yield gradients(features[start : start + _BLOCK], head.prototypes, head.only().prototype)
+def class_distances(features: Features64, prototypes: Prototypes) -> np.ndarray:
+    """Return ||h - p_j||, float64 `[n, k]`."""
+    # Centred first, so that the expanded square loses no more than float64 can spare; one product for all classes.
+    center = prototypes.mean(axis=0)
+    h, p = features - center, prototypes - center
+    squares = np.einsum("nd,nd->n", h, h)[:, None] + np.einsum("kd,kd->k", p, p)[None, :] - 2.0 * (h @ p.T)
+    nearest = squares.argmin(axis=1)
+    direct = h - p[nearest]
+    squares[np.arange(len(h)), nearest] = np.einsum("nd,nd->n", direct, direct)
+    distances: np.ndarray = np.sqrt(np.maximum(squares, 0.0))
+    return distances
 
 
-def _log_s_and_gap(g: Gradients, ood_head: OodHead) -> tuple[Scores64, Scores64]:
-    one_minus_cosine = np.maximum(1.0 - g.u @ ood_head.bank.T, 0.0)
-    log_s, bank_log_s = g.log_s[:, None], ood_head.bank_log_s[None, :]
+def log_s_of(distances: np.ndarray, ood_distance: Scores64) -> Scores64:
+    """Return log s = -d_ood - logsumexp_j(-d_j) over class distances `[n, k]` and the OOD distance `[n]`."""
+    everything = np.concatenate([distances, ood_distance[:, None]], axis=1)
+    nearest = everything.min(axis=1)
+    log_s: Scores64 = nearest - ood_distance - np.log(np.exp(nearest[:, None] - everything).sum(axis=1))
+    return log_s
+
+
+def log_distances(cosine: np.ndarray, log_s: np.ndarray, bank_log_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return log ||g - g_i|| and the gap ||g - g_i||^2 / max(s, s_i)^2 of gradients at cosine u.u_i (broadcasting)."""
     ratio = np.exp(-np.abs(log_s - bank_log_s))
-    gap = np.maximum((1.0 - ratio) ** 2 + 2.0 * ratio * one_minus_cosine, MIN_RELATIVE_GAP)
-    log_distance = np.maximum(log_s, bank_log_s) + 0.5 * np.log(gap)
-    rows = np.arange(len(g.log_s))
-    nearest = log_distance.argmin(axis=1)
-    return log_distance[rows, nearest], gap[rows, nearest]
+    gap = np.maximum((1.0 - ratio) ** 2 + 2.0 * ratio * np.maximum(1.0 - cosine, 0.0), MIN_RELATIVE_GAP)
+    return np.maximum(log_s, bank_log_s) + 0.5 * np.log(gap), gap
 
 
-def _distances(features: Features64, prototypes: Prototypes) -> np.ndarray:
-    # Row by row of the prototypes: direct differences have no cancellation, and memory stays at n x d.
-    return np.stack([np.sqrt(((features - p) ** 2).sum(axis=1)) for p in prototypes], axis=1)
+def _nearest(features: Features64, distances: np.ndarray, ood_head: OodHead, cosine: np.ndarray) -> Nearest:
+    v = features - ood_head.prototype
+    log_s = log_s_of(distances, np.sqrt(np.einsum("nd,nd->n", v, v)))
+    if cosine.shape[1] == 0:
+        return Nearest(log_s, log_s, np.full(len(features), -1), np.ones(len(features)))
+    distance, gap = log_distances(cosine, log_s[:, None], ood_head.bank_log_s[None, :])
+    row = distance.argmin(axis=1)
+    at = (np.arange(len(row)), row)
+    return Nearest(log_s, distance[at], row, gap[at])

@@ -1,28 +1,35 @@
 """The head as it stands in an ONNX file: named initializers in, `scoring.Head` out, and back; without onnx.
 
-The head's nodes are the same for every artifact; all that is fitted sits in initializers named `grood/...`.
-So refitting an artifact on a device means replacing initializers, and `head_model` cuts the very head that
-ships out of the file, to be fed with features alone.
+All that is fitted sits in initializers named `grood/...`; the nodes depend on the number of OOD prototypes and the
+kind of bank alone. So refitting an artifact on a device means replacing initializers, and `head_model` cuts the very
+head that ships out of the file, to be fed with features alone.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from grood_edge import onnx_proto as proto
 from grood_edge import wire
-from grood_edge.arrays import IdScores
+from grood_edge.arrays import Bank, Prototypes
+from grood_edge.conformal import DecisionRule
 from grood_edge.errors import ArtifactError
-from grood_edge.scoring import Head, OodHead
+from grood_edge.scoring import BankDtype, Head, OodHead, ScoreMap, SeenBank
 
 __all__ = [
     "GROUP",
+    "OodNames",
     "calibration_tensors",
     "head_from_model",
     "head_model",
     "head_tensors",
     "model_with_tensors",
+    "ood_names",
+    "quantised",
+    "rounded_rows",
     "stored_tensors",
 ]
 
@@ -30,25 +37,47 @@ GROUP = "grood/"  # prefix of every node, tensor and initializer of the head
 CENTER = GROUP + "center"
 PROTOTYPES_T = GROUP + "prototypes_t"
 PROTOTYPES_SQ = GROUP + "prototypes_sq"
+BANK = GROUP + "bank"
+BANK_SCALE = GROUP + "bank_scale"
 CALIBRATION_SCORES = GROUP + "calibration_scores"
+CALIBRATION_GROUPS = GROUP + "calibration_groups"
+GROUP_OF_CLASS = GROUP + "group_of_class"
 RANK = GROUP + "rank"
 P_DENOMINATOR = GROUP + "p_denominator"
 _MAX_DIMS = 8
+_INT8_MAX = 127
 
-_ONNX_TYPES = {1: np.dtype("<f4"), 6: np.dtype("<i4")}
+_ONNX_TYPES: dict[int, np.dtype] = {1: np.dtype("<f4"), 3: np.dtype("i1"), 6: np.dtype("<i4")}
 _ONNX_TYPE_OF = {dtype: number for number, dtype in _ONNX_TYPES.items()}
 
 
-def ood_names(index: int) -> tuple[str, str, str]:
-    """Return the initializer names of OOD head `index`: prototype, bank (transposed), log s of the bank."""
-    return f"{GROUP}ood_prototype.{index}", f"{GROUP}bank_t.{index}", f"{GROUP}bank_log_s.{index}"
+@dataclass(frozen=True)
+class OodNames:
+    """Initializer names of one OOD head; the map's are there when the head has several OOD prototypes."""
+
+    prototype: str
+    bank_log_s: str
+    bank_inverse_length: str
+    bank_offset: str
+    least_distance: str
+    map_bias: str
+    map_slope: str
+    map_knots: str
+    map_weights: str
+
+
+def ood_names(index: int) -> OodNames:
+    """Return the initializer names of OOD head `index`."""
+    fields = dataclasses.fields(OodNames)
+    names = {f.name: f"{GROUP}{f.name}.{index}" for f in fields}
+    return OodNames(**(names | {"prototype": f"{GROUP}ood_prototype.{index}"}))
 
 
 def head_tensors(head: Head) -> dict[str, np.ndarray]:
-    """Return the head's initializers: float32, class prototypes centred on their mean (method: robust head).
+    """Return the head's initializers, everything relative to the mean class prototype (method: robust head).
 
-    center `[d]`, prototypes_t `[d, k]`, prototypes_sq `[k]`; per OOD prototype: ood_prototype `[d]`,
-    bank_t `[d, m]`, bank_log_s `[m]`.
+    center `[d]`, prototypes_t `[d, k]`, prototypes_sq `[k]`; with a bank: bank `[m, d]` float32, or int8 with
+    bank_scale `[m]`; per OOD prototype what `OodNames` lists. All but the bank rows and class groups is float32.
     """
     center = head.prototypes.mean(axis=0).astype(np.float32)
     centred = (head.prototypes - center).astype(np.float32)
@@ -57,20 +86,78 @@ def head_tensors(head: Head) -> dict[str, np.ndarray]:
         PROTOTYPES_T: np.ascontiguousarray(centred.T),
         PROTOTYPES_SQ: (centred.astype(np.float64) ** 2).sum(axis=1).astype(np.float32),
     }
+    rows = (head.bank - center).astype(np.float32)
+    if len(rows) and head.bank_dtype == "int8":
+        tensors[BANK], tensors[BANK_SCALE] = quantised(rows)
+        rows = _dequantised(tensors[BANK], tensors[BANK_SCALE])
+    elif len(rows):
+        tensors[BANK] = rows
     for index, ood_head in enumerate(head.ood_heads):
-        prototype, bank_t, bank_log_s = ood_names(index)
-        tensors[prototype] = (ood_head.prototype - center).astype(np.float32)
-        tensors[bank_t] = np.ascontiguousarray(ood_head.bank.T.astype(np.float32))
-        tensors[bank_log_s] = ood_head.bank_log_s.astype(np.float32)
+        tensors |= _ood_tensors(ood_head, center, rows.astype(np.float64), ood_names(index))
+        if len(head.ood_heads) > 1:
+            tensors |= _map_tensors(ood_head.score_map, ood_names(index))
     return tensors
 
 
-def calibration_tensors(sorted_scores: IdScores, rank: int) -> dict[str, np.ndarray]:
-    """Return the decision's initializers: calibration scores float32 `[n]` ascending, k int32, n + 1 float32."""
+def quantised(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return int8 rows `[m, d]` and one float32 scale a row, symmetric: row = scale * int8."""
+    scale = np.maximum(np.abs(rows).max(axis=1, initial=0.0) / _INT8_MAX, np.finfo(np.float32).tiny).astype(np.float32)
+    return np.clip(np.rint(rows / scale[:, None]), -_INT8_MAX, _INT8_MAX).astype(np.int8), scale
+
+
+def rounded_rows(rows: Bank, prototypes: Prototypes, dtype: BankDtype) -> Bank:
+    """Return bank rows float64 `[m, d]` as they will be read back from a file that keeps them in `dtype`."""
+    if dtype == "float32":
+        return rows
+    center = prototypes.mean(axis=0).astype(np.float32)
+    rounded: Bank = _dequantised(*quantised((rows - center).astype(np.float32))).astype(np.float64) + center
+    return rounded
+
+
+def _dequantised(rows: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    values: np.ndarray = rows.astype(np.float32) * scale[:, None]  # float32, as DequantizeLinear computes it
+    return values
+
+
+def _ood_tensors(ood_head: OodHead, center: np.ndarray, rows: np.ndarray, names: OodNames) -> dict[str, np.ndarray]:
+    """The graph computes (h - p).(b_i - p) as h.b_i - h.p + (p.p - p.b_i): one product serves every OOD prototype."""
+    prototype = (ood_head.prototype - center).astype(np.float32)
+    tensors = {names.prototype: prototype}
+    if len(rows):
+        p = prototype.astype(np.float64)
+        seen = SeenBank.of(rows, p)
+        tensors |= {
+            names.bank_log_s: ood_head.bank_log_s.astype(np.float32),
+            names.bank_inverse_length: (1.0 / seen.lengths).astype(np.float32),
+            names.bank_offset: seen.offset.astype(np.float32),
+            names.least_distance: np.array(seen.least, np.float32),
+        }
+    return tensors
+
+
+def _map_tensors(score_map: ScoreMap, names: OodNames) -> dict[str, np.ndarray]:
+    empty = np.zeros(1, np.float32)  # a straight line: one knot without weight, because no stored tensor is empty
     return {
-        CALIBRATION_SCORES: sorted_scores.astype(np.float32),
-        RANK: np.array(rank, dtype=np.int32),
-        P_DENOMINATOR: np.array(sorted_scores.size + 1, dtype=np.float32),
+        names.map_bias: np.array(score_map.bias, np.float32),
+        names.map_slope: np.array(score_map.slope, np.float32),
+        names.map_knots: score_map.knots.astype(np.float32) if score_map.knots.size else empty,
+        names.map_weights: score_map.weights.astype(np.float32) if score_map.knots.size else empty,
+    }
+
+
+def calibration_tensors(rule: DecisionRule) -> dict[str, np.ndarray]:
+    """Return the decision's initializers.
+
+    Scores float32 `[n]` group by group, the group of each int32 `[n]`, the group of each class int32 `[k]`; rank k
+    int32 and n + 1 float32 of each group `[g]`.
+    """
+    sizes = [group.size for group in rule.scores]
+    return {
+        CALIBRATION_SCORES: np.concatenate(rule.scores).astype(np.float32),
+        CALIBRATION_GROUPS: np.repeat(np.arange(len(sizes)), sizes).astype(np.int32),
+        GROUP_OF_CLASS: rule.group_of_class.astype(np.int32),
+        RANK: np.array(rule.ranks, dtype=np.int32),
+        P_DENOMINATOR: np.array(sizes, dtype=np.float32) + np.float32(1),
     }
 
 
@@ -81,22 +168,31 @@ def head_from_model(model: bytes) -> Head:
         ArtifactError: an initializer is missing or damaged.
     """
     tensors = dict(stored_tensors(model))
-    indices = range(max(1, sum(name.startswith(ood_names(0)[0][:-1]) for name in tensors)))
+    count = max(1, sum(name.startswith(ood_names(0).prototype[:-1]) for name in tensors))
     try:
         center = tensors[CENTER].astype(np.float64)
-        ood_heads = []
-        for prototype, bank_t, bank_log_s in map(ood_names, indices):
-            ood_heads.append(
-                OodHead(
-                    prototype=tensors[prototype].astype(np.float64) + center,
-                    bank=np.ascontiguousarray(tensors[bank_t].T).astype(np.float64),
-                    bank_log_s=tensors[bank_log_s].astype(np.float64),
-                )
-            )
         prototypes = np.ascontiguousarray(tensors[PROTOTYPES_T].T).astype(np.float64) + center
+        rows = np.zeros((0, center.size), np.float32)
+        if BANK in tensors:
+            stored = tensors[BANK]
+            rows = stored if stored.dtype == np.float32 else _dequantised(stored, tensors[BANK_SCALE])
+        ood_heads = tuple(_read_ood_head(tensors, ood_names(i), center, len(rows), count > 1) for i in range(count))
     except KeyError as error:
         raise ArtifactError(f"the head's initializer {error} is missing: this file is not a whole artifact") from error
-    return Head(prototypes, tuple(ood_heads))
+    dtype: BankDtype = "int8" if BANK_SCALE in tensors else "float32"
+    return Head(prototypes, rows.astype(np.float64) + center, ood_heads, dtype)
+
+
+def _read_ood_head(
+    tensors: Mapping[str, np.ndarray], names: OodNames, center: np.ndarray, rows: int, mapped: bool
+) -> OodHead:
+    prototype = tensors[names.prototype].astype(np.float64) + center
+    log_s = tensors[names.bank_log_s].astype(np.float64) if rows else np.zeros(0)
+    if not mapped:
+        return OodHead(prototype, log_s)
+    bias, slope = float(tensors[names.map_bias]), float(tensors[names.map_slope])
+    knots, weights = (tensors[n].astype(np.float64) for n in (names.map_knots, names.map_weights))
+    return OodHead(prototype, log_s, ScoreMap(bias, slope, knots, weights))
 
 
 def model_with_tensors(model: bytes, tensors: Mapping[str, np.ndarray]) -> bytes:
@@ -156,7 +252,7 @@ def head_model(model: bytes) -> bytes:
 
 
 def stored_tensors(model: bytes) -> Iterator[tuple[str, np.ndarray]]:
-    """Iterate over the head's float32 and int32 initializers: name and array.
+    """Iterate over the head's float32, int32 and int8 initializers: name and array.
 
     Raises:
         ArtifactError: a tensor's data do not fit its shape.
@@ -171,7 +267,7 @@ def stored_tensors(model: bytes) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _decode_tensor(message: memoryview | bytes) -> np.ndarray | None:
-    """Decode a float32 or int32 tensor stored as raw data; None for any other."""
+    """Decode a float32, int32 or int8 tensor stored as raw data; None for any other."""
     dims: list[int] = []
     dtype, raw = None, None
     for field in wire.read_fields(message):

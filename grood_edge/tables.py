@@ -9,7 +9,7 @@ import rich.box
 from rich.table import Table
 
 from grood_edge.artifact import Artifact
-from grood_edge.contract import Contract
+from grood_edge.contract import Contract, Selection
 from grood_edge.probes import ProbeReport
 from grood_edge.runtime.score import ScoreRow, ScoreSummary
 from grood_edge.runtime.session import Session
@@ -17,6 +17,7 @@ from grood_edge.runtime.session import Session
 __all__ = [
     "artifact_document",
     "artifact_table",
+    "decision_rows",
     "demo_tables",
     "guarantee_sentence",
     "probe_document",
@@ -88,7 +89,7 @@ def score_document(summary: ScoreSummary, session: Session, rows: list[ScoreRow]
     return {
         **asdict(summary),
         "alpha": session.alpha,
-        "k": session.rank,
+        "k": session.rule.ranks[0] if len(session.rule.ranks) == 1 else list(session.rule.ranks),
         "n": calibration.n,
         "delta": calibration.delta,
         "provenance": calibration.provenance,
@@ -101,24 +102,40 @@ def score_document(summary: ScoreSummary, session: Session, rows: list[ScoreRow]
 def score_tables(summary: ScoreSummary, session: Session, rows: list[ScoreRow]) -> list[Any]:
     """Return the first rows and the summary of a scoring run."""
     table = Table(box=rich.box.SIMPLE_HEAD)
-    for name in ("path", "class", "logit margin", "ood_score", "p_value", "is_ood"):
-        table.add_column(name, justify="left" if name in ("path", "class", "is_ood") else "right", overflow="fold")
+    names = ["path", "class", "logit margin", "ood_score", "p_value", "is_ood"]
+    explained = any(row.nearest_class is not None for row in rows)
+    names += ["nearest class", "log s", "nearest bank row"] if explained else []
+    for name in names:
+        right = name in ("logit margin", "ood_score", "p_value", "log s")
+        table.add_column(name, justify="right" if right else "left", overflow="fold")
     for row in rows:
         margin = "-" if row.logit_margin is None else f"{row.logit_margin:.2f}"
         verdict = "OOD" if row.is_ood else "known"
-        table.add_row(row.path, row.class_name, margin, f"{row.ood_score:.3f}", f"{row.p_value:.4f}", verdict)
-    n = session.contract.calibration.n
+        behind = []
+        if explained:
+            log_s = "-" if row.log_s is None else f"{row.log_s:.2f}"
+            image = f" ({row.bank_path})" if row.bank_path else ""
+            behind = [row.nearest_class or "-", log_s, f"{row.bank_class or '-'}{image}"]
+        scores = (f"{row.ood_score:.3f}", f"{row.p_value:.4f}", verdict)
+        table.add_row(row.path, row.class_name, margin, *scores, *behind)
     counts = [
         ("images", f"{summary.images:,}" + (f", {len(summary.unreadable)} unreadable" if summary.unreadable else "")),
         ("is_ood", f"{summary.flagged:,} ({summary.flagged_share:.1%}), {summary.invalid} of them not valid"),
         ("classes", _listed(tuple(f"{name} {count}" for name, count in summary.classes.items()))),
-        (
-            "decision",
-            f"alpha = {session.alpha:g}: OOD where at most {session.rank - 1} of {n:,} calibration scores are >=",
-        ),
+        ("decision", _rule_sentence(session)),
         ("guarantee", guarantee_sentence(session.contract)),
     ]
     return [*([table] if rows else []), _key_values("summary", counts)]
+
+
+def _rule_sentence(session: Session) -> str:
+    rule = session.rule
+    if len(rule.ranks) > 1:
+        return f"alpha = {session.alpha:g}: OOD where fewer than k calibration scores of the predicted class are >="
+    return (
+        f"alpha = {session.alpha:g}: OOD where at most {rule.ranks[0] - 1} of {rule.scores[0].size:,} calibration "
+        "scores are >="
+    )
 
 
 def demo_tables(report: Any) -> list[Any]:
@@ -164,14 +181,25 @@ def guarantee_sentence(contract: Contract) -> str:
     c = contract.calibration
     if c.guarantee == "conformal":
         assert c.delta is not None
+        of_class = " of every predicted class" if c.class_ranks else ""
         return (
-            f"false alarms on ID frames stay at or below {c.alpha:.3g} with {1 - c.delta:.0%} confidence, "
+            f"false alarms on ID frames{of_class} stay at or below {c.alpha:.3g} with {1 - c.delta:.0%} confidence, "
             f"for frames like the {c.n:,} unseen calibration images"
+        )
+    if c.guarantee == "marginal":
+        return (
+            f"false alarms on ID frames are at or below {c.alpha:.3g} on average over calibration sets, with this one "
+            f"({c.n:,} unseen images) above it about half of the time; --rule guaranteed gives a confidence"
         )
     if c.guarantee == "approximate":
         return (
             f"cross-fitted on {c.n:,} images: false alarms near or below {c.alpha:.3g} in measurements, no theorem. "
             "For a guarantee: grood-edge calibrate MODEL --data UNSEEN --threshold-only"
+        )
+    if contract.space == "logits":
+        return (
+            "calibration: seen-in-training, guarantee: none, and no alpha is stated: logits of training images look "
+            "far more certain than those of new ones. Remedy: grood-edge calibrate MODEL --data UNSEEN --threshold-only"
         )
     return (
         "calibration: seen-in-training, guarantee: none. False alarms may be many times alpha. "
@@ -224,22 +252,14 @@ def _network_rows(contract: Contract) -> list[tuple[str, str]]:
 
 
 def decision_rows(contract: Contract) -> list[tuple[str, str]]:
-    fit, bank, calibration = contract.fit, contract.bank, contract.calibration
-    sources = ", ".join(
-        o.source
-        + (f" of {o.images} images" if o.images else "")
-        + (" (real OOD data was used)" if o.uses_ood_data else "")
-        for o in contract.ood_prototypes
-    )
-    few = "; fewer than 300 images calibrate, so few OOD images are found" if calibration.n < 300 else ""
-    delta = "none" if calibration.delta is None else f"{calibration.delta:g}"
+    """Return what was fitted, chosen and promised, as names and sentences."""
+    fit, calibration = contract.fit, contract.calibration
     accuracy = "unknown (labels were predicted)" if fit.accuracy is None else f"{fit.accuracy:.1%}"
     rows = [
-        ("OOD prototype", sources),
-        ("gradient bank", f"{bank.rows:,} rows ({bank.choice}) from {bank.candidates:,} correctly classified images"),
+        *_choice_rows(contract),
         ("fitted on", f"{fit.images:,} images, {fit.unreadable} unreadable, labels {fit.labels}, accuracy {accuracy}"),
         ("calibration", f"{calibration.provenance}, {calibration.method}, n = {calibration.n:,}"),
-        ("decision", f"alpha = {calibration.alpha:g}, delta = {delta}, k = {calibration.k}{few}"),
+        ("decision", _decision(contract)),
         ("guarantee", guarantee_sentence(contract)),
         ("score quantiles", "0, 5, 25, 50, 75, 95, 100 %: " + ", ".join(f"{q:.2f}" for q in calibration.quantiles)),
         ("probes", f"{len(contract.probes)}: {_listed(tuple(p.name for p in contract.probes))}"),
@@ -247,6 +267,58 @@ def decision_rows(contract: Contract) -> list[tuple[str, str]]:
     if fit.classes_without_prototype:
         rows.insert(3, ("no prototype for", _listed(fit.classes_without_prototype)))
     return rows
+
+
+def _choice_rows(contract: Contract) -> list[tuple[str, str]]:
+    bank, selection = contract.bank, contract.selection
+    sources = " + ".join(
+        o.source
+        + (f" of {o.images} images" if o.images else "")
+        + (f" at {o.layer}" if o.layer else "")
+        + (" (real OOD data was used)" if o.uses_ood_data else "")
+        for o in contract.ood_prototypes
+    )
+    rows = [("OOD prototype", f"{sources}, in the {contract.space}"), ("", f"{selection.asked}: {selection.reason}")]
+    if selection.candidates:
+        rows.append(("", _selection_table(selection)))
+    if bank.choice == "none":
+        size = f"none; {bank.candidates:,} images were classified correctly"
+    else:
+        size = f"{bank.rows:,} rows ({bank.choice}, {bank.dtype}) from {bank.candidates:,} correctly classified images"
+    rows += [("gradient bank", size), ("", f"{bank.asked}: {bank.reason}")]
+    if bank.trials:
+        tried = "; ".join(
+            f"{trial.rows:,} rows {trial.auroc:.2%}" + (f" ({trial.changed:.2%} changed)" if index else " in full")
+            for index, trial in enumerate(bank.trials)
+        )
+        rows.append(("", f"leave-class-out AUROC, ID decisions changed: {tried}"))
+    return rows
+
+
+def _selection_table(selection: Selection) -> str:
+    parts = []
+    for candidate in selection.candidates:
+        text = f"{candidate.name} {candidate.auroc:.1%}"
+        if candidate.difference is not None and candidate.standard_error is not None:
+            text += f" ({100 * candidate.difference:+.1f} +- {100 * candidate.standard_error:.1f} points)"
+        parts.append(text)
+    return (
+        f"leave-class-out AUROC, {selection.classes} classes, {selection.images:,} images: {', '.join(parts)}. "
+        "Optimistic, and a rough ranking: the features were trained on the classes left out"
+    )
+
+
+def _decision(contract: Contract) -> str:
+    c = contract.calibration
+    few = "; fewer than 300 images calibrate, so few OOD images are found" if c.n < 300 else ""
+    if c.guarantee == "none" and contract.space == "logits":
+        return f"k = {c.k} of {c.n:,} training scores; no alpha is stated{few}"
+    delta = "none" if c.delta is None else f"{c.delta:g}"
+    ranks = f"k = {c.k}"
+    if c.class_ranks:
+        ranks = f"per predicted class: k = {min(c.class_ranks)} to {max(c.class_ranks)}"
+        ranks += f" of {min(c.class_sizes):,} to {max(c.class_sizes):,} scores"
+    return f"alpha = {c.alpha:g}, delta = {delta}, {ranks}{few}"
 
 
 def _file_rows(artifact: Artifact) -> list[tuple[str, str]]:

@@ -1,5 +1,6 @@
 """The command line as a person meets it: exit codes, sentences, --json, Ctrl-C."""
 
+import itertools
 import json
 import os
 import shutil
@@ -206,6 +207,58 @@ def test_interrupt_leaves_nothing_behind(
     assert process.returncode == 130, errors
     assert errors.strip().endswith("interrupted; nothing was written")
     assert list(out.parent.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="named pipes")
+def test_interrupt_with_a_spool_says_that_the_same_command_goes_on(
+    classifier_onnx: Path, digits: DemoImages, tmp_path: Path
+) -> None:
+    """One of the images is a pipe that nobody writes to, so the export certainly waits there when the signal comes."""
+    data, spool, out = tmp_path / "data", tmp_path / "spool", tmp_path / "model.onnx"
+    shutil.copytree(digits.train, data)
+    options = ["--data", str(data), "--calibration-data", str(digits.calibration), "--spool", str(spool)]
+    command = [sys.executable, "-m", "grood_edge", "export", str(classifier_onnx), *options, "--out", str(out)]
+    pipe = _read_late(data)
+    picture = pipe.read_bytes()
+    pipe.unlink()
+    os.mkfifo(pipe)
+    with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
+        writer = _opened_when_read(pipe, process)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    os.close(writer)
+    assert process.returncode == 130, errors
+    assert f"no artifact was written. What was read is kept in {spool}: the same command goes on" in errors
+    assert not out.exists()
+    kept = (spool / "fit.spool").stat().st_size
+    assert kept > 192 * 64 * 4  # six batches of features
+    with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
+        writer = _opened_when_read(pipe, process)
+        assert (spool / "fit.spool").stat().st_size == kept  # the first six batches were not read again
+        os.write(writer, picture)
+        os.close(writer)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert "of other images" not in errors
+    assert "unreadable" not in errors
+    assert list(spool.iterdir()) == []
+
+
+def _opened_when_read(pipe: Path, process: "subprocess.Popen[str]") -> int:
+    while process.poll() is None:
+        try:
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # nobody reads it yet
+            time.sleep(0.05)
+    raise AssertionError(process.communicate())
+
+
+def _read_late(data: Path) -> Path:
+    """Return the image that an export reads after 200 others."""
+    from grood_edge.export.dataset import open_dataset
+
+    samples = open_dataset(data, "folder").samples(lambda *_: None)
+    return data / next(itertools.islice(samples, 200, None)).name
 
 
 def test_names_cannot_drive_the_terminal(exported: tuple[Path, Result], tmp_path: Path) -> None:

@@ -1,79 +1,196 @@
-"""The gradient bank: gradients of the correctly classified images, all of them or their k-means centres."""
+"""The gradient bank and the head: prototypes, OOD prototypes and bank rows, fitted to a table of features.
+
+The bank is made of the correctly classified images, or of k-means centres of them. Which images a row is made of is
+kept, so that an image or a class can be left out of it afterwards.
+"""
 
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 
-from grood_edge.arrays import Features64, Vector64
+from grood_edge.arrays import Features64, Labels, Prototypes, Scores64
 from grood_edge.errors import DatasetError, MissingExtraError
-from grood_edge.export.features import MAX_ROWS, FeatureTable
+from grood_edge.export.features import FeatureTable
+from grood_edge.export.ood_prototype import OodSource
 from grood_edge.export.prototypes import class_prototypes
-from grood_edge.scoring import Gradients, Head, OodHead, gradients
+from grood_edge.export.score_map import fitted_map
+from grood_edge.scoring import BankDtype, Head, OodHead, SeenBank, class_distances, log_distances, log_s_of
+from grood_edge.stored_head import rounded_rows
 
-__all__ = ["bank_candidates", "fit_head"]
+__all__ = ["BankRows", "HeadPlan", "bank_candidates", "bank_rows", "fit_head", "head_of"]
 
-KMEANS_ROWS = 20_000  # candidates that k-means sees; a seeded sample of more
-KMEANS_ITERATIONS = 50
+KMEANS_ITERATIONS = 10
+MAP_IMAGES = 1000  # bank images that a score map is fitted on
+KMEANS_DIRECTIONS = 64  # principal directions of u that clusters are looked for in
+FULL_KMEANS = 100_000_000  # images x centres; beyond, MiniBatchKMeans: faster, and worse in sparse regions
 
 
-def fit_head(table: FeatureTable, ood_position: Vector64 | None, bank_rows: int | None, seed: int) -> Head:
-    """Fit prototypes and bank to a table: the whole head, for one OOD prototype.
+@dataclass(frozen=True)
+class HeadPlan:
+    """What a head is fitted from.
 
-    Args:
-        table: features, labels and predictions of the fit images.
-        ood_position: float64 `[d]`; None takes the mean of the class prototypes.
-        bank_rows: None keeps the gradient of every correctly classified image; N keeps N k-means centres.
-        seed: of k-means.
+    sources: one OOD prototype each. rows: k-means rows; None keeps every gradient, 0 none (the score is then log s).
+    """
+
+    sources: tuple[OodSource, ...]
+    rows: int | None
+    dtype: BankDtype
+    seed: int
+
+
+@dataclass(frozen=True)
+class BankRows:
+    """The images that the bank is made of, and the row that each is part of.
+
+    features float64 `[n, d]`, labels int64 `[n]`, names `[n]`; assignment int64 `[n]` to rows 0..m-1.
+    """
+
+    features: Features64
+    labels: Labels
+    names: tuple[str, ...]
+    assignment: np.ndarray
+
+    @property
+    def count(self) -> int:
+        """Number of rows m."""
+        return int(self.assignment.max(initial=-1)) + 1
+
+    def means(self, values: np.ndarray) -> np.ndarray:
+        """Return the mean of `values` `[n, ...]` in each row, `[m, ...]`."""
+        order = np.argsort(self.assignment, kind="stable")
+        starts = np.searchsorted(self.assignment[order], np.arange(self.count))
+        counts = np.bincount(self.assignment, minlength=self.count)
+        sums = np.add.reduceat(values[order], starts, axis=0)
+        means: np.ndarray = sums / counts.reshape(-1, *(1 for _ in sums.shape[1:]))
+        return means
+
+    def without_class(self, label: int) -> "BankRows":
+        """Return the bank as if a class did not exist."""
+        keep = self.labels != label
+        names = tuple(name for name, kept in zip(self.names, keep, strict=True) if kept)
+        assignment = np.unique(self.assignment[keep], return_inverse=True)[1].reshape(-1)
+        return BankRows(self.features[keep], self.labels[keep], names, assignment)
+
+    def row_classes(self) -> np.ndarray:
+        """Return the class that most images of each row belong to, int32 `[m]`."""
+        votes = np.zeros((self.count, int(self.labels.max(initial=0)) + 1), np.int32)
+        np.add.at(votes, (self.assignment, self.labels), 1)
+        classes: np.ndarray = votes.argmax(axis=1).astype(np.int32)
+        return classes
+
+    def nearest_names(self) -> tuple[str, ...]:
+        """Return, for each row, the name of the image nearest to it."""
+        distance = np.linalg.norm(self.features - self.means(self.features)[self.assignment], axis=1)
+        order = np.lexsort((distance, self.assignment))
+        first = order[np.searchsorted(self.assignment[order], np.arange(self.count))]
+        return tuple(self.names[i] for i in first)
+
+
+def fit_head(table: FeatureTable, plan: HeadPlan) -> tuple[Head, BankRows]:
+    """Fit prototypes, OOD prototypes, bank and maps to a table of features, labels and predictions.
 
     Raises:
-        DatasetError: no image is classified correctly, or a full bank would be too large.
+        DatasetError: no image is classified correctly.
+        MissingExtraError: a k-means bank without scikit-learn.
     """
     prototypes = class_prototypes(table).prototypes
-    ood_prototype = prototypes.mean(axis=0) if ood_position is None else ood_position
-    features = _bank_candidates(table)
-    if bank_rows is None and table.images > MAX_ROWS:
-        raise DatasetError(
-            f"a full bank of {table.images:,} images does not fit; at most {MAX_ROWS:,} rows are kept. Use --bank N"
-        )
-    sample = max(KMEANS_ROWS, 2 * (bank_rows or 0))
-    if bank_rows is not None and len(features) > sample:
-        chosen = np.random.default_rng(seed).choice(len(features), sample, replace=False)
-        features = features[np.sort(chosen)]
-    g = gradients(features, prototypes, ood_prototype)
-    if bank_rows is not None and bank_rows < len(features):
-        g = _kmeans(g, bank_rows, seed)
-    return Head(prototypes, (OodHead(ood_prototype, g.u, g.log_s),))
+    rows = bank_rows(table, prototypes, plan)
+    return head_of(rows, prototypes, plan), rows
 
 
 def bank_candidates(table: FeatureTable) -> int:
-    """Return how many rows a full bank has."""
-    return int((table.labels == table.predictions).sum())
+    """Return how many images are classified correctly."""
+    return sum(n for (label, prediction), n in table.confusion.items() if label == prediction)
 
 
-def _bank_candidates(table: FeatureTable) -> Features64:
+def bank_rows(table: FeatureTable, prototypes: Prototypes, plan: HeadPlan) -> BankRows:
+    """Choose the images of the bank and the row of each."""
     correct = table.labels == table.predictions
     if not correct.any():
         raise DatasetError("no image is classified correctly; check class order, preprocessing and weights")
-    rows: Features64 = table.features[correct].astype(np.float64)
-    return rows
+    features = table.features[correct].astype(np.float64)
+    labels = table.labels[correct]
+    names = tuple(name for name, kept in zip(table.names, correct, strict=True) if kept)
+    assignment = np.arange(len(labels))
+    if plan.rows is not None and 0 < plan.rows < len(labels):
+        assignment = _clusters(features, prototypes, plan)
+    return BankRows(features, labels, names, assignment)
 
 
-def _kmeans(g: Gradients, rows: int, seed: int) -> Gradients:
-    """Cluster (u, log s): means of log s, and of u brought back to length one.
+def head_of(rows: BankRows, prototypes: Prototypes, plan: HeadPlan, with_maps: bool = True) -> Head:
+    """Return the head with these rows, seen from the plan's OOD prototypes beside these class prototypes."""
+    distances = class_distances(rows.features, prototypes)
+    bank = np.zeros((0, prototypes.shape[1]))
+    if plan.rows != 0:
+        bank = rounded_rows(rows.means(rows.features), prototypes, plan.dtype)
+    heads = []
+    for source in plan.sources:
+        position = source.at(prototypes)
+        log_s = log_s_of(distances, np.linalg.norm(rows.features - position, axis=1))
+        heads.append(OodHead(position, rows.means(log_s) if plan.rows != 0 else np.zeros(0)))
+    head = Head(prototypes, bank, tuple(heads), plan.dtype)
+    if len(heads) == 1 or not with_maps:
+        return head
+    maps = [fitted_map(scores) for scores in _own_row_left_out(rows, head, plan.seed)]
+    scale = 1.0 / sum(m.slope + float(m.weights.sum()) for m in maps)
+    mapped = tuple(OodHead(h.prototype, h.bank_log_s, m.scaled(scale)) for h, m in zip(heads, maps, strict=True))
+    return Head(prototypes, bank, mapped, plan.dtype)
 
-    On g itself most rows fall into one cluster as soon as s spans orders of magnitude.
+
+def _own_row_left_out(rows: BankRows, head: Head, seed: int) -> list[Scores64]:
+    """Score some bank images with the head, each as if it had no part in its row: one array an OOD head."""
+    sample = np.arange(len(rows.features))
+    if len(sample) > MAP_IMAGES:
+        sample = np.sort(np.random.default_rng(seed).choice(sample, MAP_IMAGES, replace=False))
+    x, own = rows.features[sample], rows.assignment[sample]
+    distances = class_distances(x, head.prototypes)
+    log_s = [log_s_of(distances, np.linalg.norm(x - h.prototype, axis=1)) for h in head.ood_heads]
+    if len(head.bank) < 2:
+        return log_s
+    size = np.bincount(rows.assignment)[own].astype(np.float64)
+    others = np.maximum(size - 1, 1)  # a row of one image has no others: it is left out, whatever stands for it
+    products = x @ head.bank.T
+    scores = []
+    for ood_head, ls in zip(head.ood_heads, log_s, strict=True):
+        p = ood_head.prototype
+        seen = SeenBank.of(head.bank, p)
+        distance, _ = log_distances(seen.cosine(x, products), ls[:, None], ood_head.bank_log_s[None, :])
+        v, w = x - p, (size[:, None] * head.bank[own] - x) / others[:, None] - p
+        length = np.maximum(np.linalg.norm(v, axis=1), seen.least) * np.maximum(np.linalg.norm(w, axis=1), seen.least)
+        rest_log_s = (size * ood_head.bank_log_s[own] - ls) / others
+        to_rest, _ = log_distances(np.einsum("nd,nd->n", v, w) / length, ls, rest_log_s)
+        distance[np.arange(len(own)), own] = np.where(size > 1, to_rest, np.inf)
+        scores.append(distance.min(axis=1))
+    return scores
+
+
+def _clusters(features: Features64, prototypes: Prototypes, plan: HeadPlan) -> np.ndarray:
+    """Cluster the images by (u, log s) of the first OOD prototype; return the row of each image.
+
+    On g itself most images fall into one cluster as soon as s spans orders of magnitude.
     """
     try:
-        from sklearn.cluster import KMeans
+        from sklearn.cluster import KMeans, MiniBatchKMeans, kmeans_plusplus
+        from sklearn.decomposition import PCA
         from sklearn.exceptions import ConvergenceWarning
         from threadpoolctl import threadpool_limits
     except ImportError as error:
         raise MissingExtraError("scikit-learn", "export", "A k-means bank (--bank N)") from error
-    points = np.concatenate([g.u, g.log_s[:, None]], axis=1)
+    assert plan.rows is not None
+    v = features - plan.sources[0].at(prototypes)
+    length = np.linalg.norm(v, axis=1)
+    u = v / np.maximum(length, 1e-30)[:, None]
+    log_s = log_s_of(class_distances(features, prototypes), length)
     # One thread: the order of float additions, and with it the artifact's bytes, must not depend on timing.
     with threadpool_limits(limits=1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # duplicates among the images give fewer clusters
-        centres = KMeans(rows, n_init=1, max_iter=KMEANS_ITERATIONS, random_state=seed).fit(points).cluster_centers_
-    u, log_s = centres[:, :-1], centres[:, -1]
-    length = np.maximum(np.linalg.norm(u, axis=1, keepdims=True), 1e-12)
-    return Gradients(np.ascontiguousarray(log_s), u / length)
+        if min(u.shape) > KMEANS_DIRECTIONS:  # directions of gradients lie in few dimensions: see docs/method.md
+            u = PCA(KMEANS_DIRECTIONS, svd_solver="randomized", random_state=plan.seed).fit_transform(u)
+        points = np.concatenate([u, log_s[:, None]], axis=1)
+        kind = KMeans if len(u) * plan.rows <= FULL_KMEANS else MiniBatchKMeans
+        # k-means++ spreads centres into sparse regions, where decisions fall; one trial a centre is enough for that.
+        start, _ = kmeans_plusplus(points, plan.rows, random_state=plan.seed, n_local_trials=1)
+        found = kind(plan.rows, init=start, n_init=1, max_iter=KMEANS_ITERATIONS, random_state=plan.seed)
+        labels = found.fit(points).labels_
+    return np.unique(labels, return_inverse=True)[1].reshape(-1)

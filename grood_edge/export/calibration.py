@@ -1,15 +1,15 @@
 """From held-out scores to the calibration that ships: which images, which rule, which promise."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from grood_edge.arrays import Scores, Vector64
+from grood_edge.arrays import Labels, Scores
 from grood_edge.conformal import rank_for
 from grood_edge.contract import Calibration, encode_scores
-from grood_edge.errors import DatasetError, UsageError
-from grood_edge.export.bank import fit_head
+from grood_edge.errors import CalibrationError, DatasetError, UsageError
+from grood_edge.export.bank import HeadPlan, fit_head
 from grood_edge.export.features import FeaturePass, FeatureTable, rows_of
 from grood_edge.ort import open_ort
 from grood_edge.progress import Progress, silent
@@ -19,6 +19,7 @@ from grood_edge.stored_head import head_model
 __all__ = [
     "DEFAULT_DELTA",
     "SMALL_SET",
+    "CalibrationScores",
     "Promise",
     "calibration_from_scores",
     "cross_fitted_scores",
@@ -36,27 +37,38 @@ _BATCH = 256
 
 @dataclass(frozen=True)
 class Promise:
-    """What the user asked for (alpha; delta None: the default) and what kind of images calibrate."""
+    """What the user asked for and what kind of images calibrate.
+
+    delta: None takes the default. marginal: alpha is meant on average over calibration sets, without a confidence.
+    per_class: p-values by predicted class (Mondrian).
+    """
 
     alpha: float
     delta: float | None
     provenance: Literal["unseen", "seen-in-training"]
     method: Literal["separate", "split", "cross-fitted"]
+    marginal: bool = False
+    per_class: bool = False
 
-    def guarantee(self) -> Literal["conformal", "approximate", "none"]:
+    def guarantee(self) -> Literal["conformal", "marginal", "approximate", "none"]:
         """Return the strongest guarantee that these images allow."""
         if self.provenance == "seen-in-training":
             return "none"
-        return "approximate" if self.method == "cross-fitted" else "conformal"
+        if self.method == "cross-fitted":
+            return "approximate"
+        return "marginal" if self.marginal else "conformal"
 
     def usable_delta(self) -> float | None:
-        """Return the delta of the decision rule; None when nothing may be promised.
+        """Return the delta of the decision rule; None when no confidence may be stated.
 
         Raises:
-            UsageError: a delta was asked for although the images were seen in training.
+            UsageError: a delta was asked for although the images were seen in training, or with `marginal`.
         """
+        if self.marginal and self.delta is not None:
+            raise UsageError("--delta states a confidence, and --rule marginal has none; give one of the two")
         if self.provenance == "unseen":
-            return DEFAULT_DELTA if self.delta is None else self.delta
+            default = None if self.marginal else DEFAULT_DELTA
+            return default if self.delta is None else self.delta
         if self.delta is not None:
             raise UsageError(
                 "--delta promises a false-alarm rate, but the calibration images were seen in training, so no rate can "
@@ -66,15 +78,34 @@ class Promise:
         return None
 
 
-def calibration_from_scores(scores: Scores, promise: Promise, data_digest: str) -> Calibration:
-    """Return the calibration for these held-out scores, float32 `[n]`.
+@dataclass(frozen=True)
+class CalibrationScores:
+    """Held-out scores float32 `[n]`, the predicted class of each int64 `[n]`, and the digest of their images."""
+
+    scores: Scores
+    class_ids: Labels
+    data_digest: str
+
+
+def calibration_from_scores(held_out: CalibrationScores, promise: Promise, classes: tuple[str, ...]) -> Calibration:
+    """Return the calibration for these held-out scores.
 
     Raises:
-        CalibrationError: n cannot carry alpha and delta; says how many images are needed.
+        CalibrationError: n, or with per-class p-values a class, cannot carry alpha and delta; says how many are needed.
         UsageError: delta was asked for without unseen images.
     """
-    delta = promise.usable_delta()
+    delta, scores = promise.usable_delta(), held_out.scores
+    if scores.size and scores.min() == scores.max():
+        raise CalibrationError(
+            f"all {scores.size} calibration images have the same score {scores[0]:.4g}: nothing can be told apart. "
+            "Check that the calibration images differ, and the classifier's weights"
+        )
     rank = rank_for(promise.alpha, delta, scores.size)
+    groups: tuple[Scores, ...] = (scores,)
+    ranks: tuple[int, ...] = ()
+    if promise.per_class:
+        groups = tuple(scores[held_out.class_ids == label] for label in range(len(classes)))
+        ranks = _class_ranks(groups, promise.alpha, delta, classes)
     quantiles = np.quantile(scores.astype(np.float64), QUANTILES)
     return Calibration(
         provenance=promise.provenance,
@@ -84,44 +115,62 @@ def calibration_from_scores(scores: Scores, promise: Promise, data_digest: str) 
         delta=delta,
         n=int(scores.size),
         k=rank,
-        scores=encode_scores(scores),
-        data_digest=data_digest,
+        class_sizes=tuple(group.size for group in groups) if promise.per_class else (),
+        class_ranks=ranks,
+        scores=encode_scores(groups),
+        data_digest=held_out.data_digest,
         quantiles=tuple(round(float(q), 6) for q in quantiles),
     )
 
 
-def shipped_scores(model: bytes, features: np.ndarray) -> Scores:
-    """Score features float32 `[n, d]` with the very head that ships: `ood_score` float32 `[n]`."""
+def _class_ranks(
+    groups: tuple[Scores, ...], alpha: float, delta: float | None, classes: tuple[str, ...]
+) -> tuple[int, ...]:
+    ranks = []
+    for name, group in zip(classes, groups, strict=True):
+        try:
+            ranks.append(rank_for(alpha, delta, group.size))
+        except CalibrationError as error:
+            raise CalibrationError(f"--per-class: of the images predicted as {name!r}, {error}") from error
+    return tuple(ranks)
+
+
+def shipped_scores(model: bytes, rows: np.ndarray, space: str) -> Scores:
+    """Score rows float32 `[n, d]` of the head's input with the very head that ships: `ood_score` float32 `[n]`."""
     head = open_ort(head_model(model))
-    classes = head.inputs["logits"][1]
-    step = 1 if head.inputs["features"][0] == 1 else _BATCH
+    other = "logits" if space == "features" else "features"
+    width = head.inputs[other][1]
+    step = 1 if head.inputs[space][0] == 1 else _BATCH
     scores = []
-    for start in range(0, len(features), step):
-        rows = features[start : start + step]
-        # The score does not read the logits; zeros stand in for them.
-        feeds = {"features": rows, "logits": np.zeros((len(rows), classes), np.float32)}
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step]
+        # The score does not read the other output; zeros stand in for it.
+        feeds = {space: part, other: np.zeros((len(part), width), np.float32)}
         scores.append(head.run(feeds, ["ood_score"])["ood_score"])
     result: Scores = np.concatenate(scores)
     return result
 
 
-def cross_fitted_scores(
-    table: FeatureTable, ood_position: Vector64 | None, bank_rows: int | None, seed: int, progress: Progress = silent
-) -> Scores:
+def cross_fitted_scores(table: FeatureTable, plan: HeadPlan, progress: Progress = silent) -> Scores:
     """Score every image with a head fitted on the other nine folds: float32 `[n]`.
+
+    Prototypes, OOD prototypes, bank and maps are all refitted. (Of `mixup`, the fold's own mixes are dropped; the other
+    mixes keep the early class means, in which the fold's images have a part of about 1/n.)
 
     Folds are drawn within each class. Leaving out the image's own bank row alone would be wrong: its class
     prototype would still contain it.
     """
     fold = np.zeros(len(table.labels), np.int64)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(plan.seed)
     for label in np.unique(table.labels):
         rows = rng.permutation(np.flatnonzero(table.labels == label))
         fold[rows] = (np.arange(len(rows)) + rng.integers(FOLDS)) % FOLDS
     scores = np.zeros(len(fold), np.float32)
     for index in np.unique(fold):
         out = fold == index
-        head = fit_head(rows_of(table, ~out), ood_position, bank_rows, seed)
+        names = tuple(table.names[i] for i in np.flatnonzero(out))
+        sources = tuple(source.without_images(names) for source in plan.sources)
+        head, _ = fit_head(rows_of(table, ~out), replace(plan, sources=sources))
         progress("cross-fitting", int(index) + 1, FOLDS)
         scores[out] = ood_scores(table.features[out].astype(np.float64), head)
     return scores

@@ -4,23 +4,27 @@ Class folders, a flat folder, an .npz, `package.module:factory` or any iterable 
 become one `Dataset`.
 """
 
+import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from grood_edge.arrays import Frame
-from grood_edge.errors import DatasetError
+from grood_edge.errors import DatasetError, UsageError
 from grood_edge.export.factory import call_factory, import_attribute
 from grood_edge.images import UnreadableImageError, find_images, load_image, open_npz
 
-__all__ = ["Dataset", "LabelSource", "Sample", "open_dataset", "read_class_names"]
+__all__ = ["Dataset", "LabelSource", "Restart", "Sample", "open_dataset", "read_class_names", "restart_of"]
 
 LabelSource = Literal["folder", "predicted"]
+OnUnreadable = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
@@ -33,17 +37,44 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Restart:
+    """How a pass goes on in the middle.
+
+    `identity()` is a digest of which images there are, in which order and with which labels, without reading them;
+    `samples(on_unreadable, start)` leaves the first `start` images out, those that cannot be decoded counted.
+    """
+
+    identity: Callable[[], str]
+    samples: Callable[[OnUnreadable, int], Iterator[Sample]]
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Images that can be streamed. `count` is None when only a pass tells; `classes` None when nothing names them.
 
     `samples(on_unreadable)` iterates over the samples; an image that cannot be decoded is reported by
-    `on_unreadable(name, reason)` and left out.
+    `on_unreadable(name, reason)` and left out. `restart` is None for streams that only begin at their beginning.
     """
 
     name: str
     classes: tuple[str, ...] | None
     count: int | None
-    samples: Callable[[Callable[[str, str], None]], Iterator[Sample]]
+    samples: Callable[[OnUnreadable], Iterator[Sample]]
+    restart: Restart | None = None
+
+
+def restart_of(dataset: Dataset) -> Restart:
+    """Return how a pass over the data set goes on in the middle.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if dataset.restart is None:
+        raise UsageError(
+            f"--spool needs a folder or an .npz, but {dataset.name} is a stream: what it gave before an interruption "
+            "cannot be told from what it gives after. Leave --spool out, or write the images to a folder"
+        )
+    return dataset.restart
 
 
 def open_dataset(data: Any, labels: LabelSource, classes: tuple[str, ...] | None = None, seed: int = 0) -> Dataset:
@@ -108,31 +139,52 @@ def _class_folders(folder: Path, classes: tuple[str, ...] | None, seed: int) -> 
     unknown = sorted(set(names) - set(order))
     if unknown:
         raise DatasetError(f"{folder} has folders {unknown[:5]} that are not among the {len(order)} class names")
-    files: list[tuple[Path, int | None]] = []
+    files: list[str] = []
+    labels: list[int | None] = []
     for name in names:
-        files += [(path, order.index(name)) for path in find_images(folder / name)]
-    return _dataset_from_files(folder, files, order, seed)
+        files += _relative(find_images(folder / name), folder)
+        labels += [order.index(name)] * (len(files) - len(labels))
+    return _dataset_from_files(folder, files, labels, order, seed)
 
 
 def _flat_folder(folder: Path, classes: tuple[str, ...] | None, seed: int) -> Dataset:
-    return _dataset_from_files(folder, [(path, None) for path in find_images(folder)], classes, seed)
+    files = _relative(find_images(folder), folder)
+    return _dataset_from_files(folder, files, [None] * len(files), classes, seed)
+
+
+def _relative(paths: list[Path], folder: Path) -> list[str]:
+    """Return the paths below `folder` as text: a million `Path`s take most of a gigabyte."""
+    return [path.relative_to(folder).as_posix() for path in paths]
 
 
 def _dataset_from_files(
-    folder: Path, files: list[tuple[Path, int | None]], classes: tuple[str, ...] | None, seed: int
+    folder: Path, names: list[str], labels: list[int | None], classes: tuple[str, ...] | None, seed: int
 ) -> Dataset:
-    order = np.random.default_rng(seed).permutation(len(files))
+    order = np.random.default_rng(seed).permutation(len(names))
 
-    def samples(on_unreadable: Callable[[str, str], None]) -> Iterator[Sample]:
-        for index in order:
-            path, label = files[index]
-            name = path.relative_to(folder).as_posix()
+    def samples(on_unreadable: OnUnreadable, start: int = 0) -> Iterator[Sample]:
+        for index in order[start:]:
+            name, label = names[index], labels[index]
             try:
-                yield Sample(name, load_image(path), label)
+                yield Sample(name, load_image(folder / name), label)
             except UnreadableImageError as error:
                 on_unreadable(name, str(error))
 
-    return Dataset(str(folder), classes, len(files), samples)
+    def identity() -> str:
+        digest = hashlib.sha256()
+        for index in order:
+            digest.update(json.dumps([names[index], *_size_and_time(folder / names[index]), labels[index]]).encode())
+        return digest.hexdigest()
+
+    return Dataset(str(folder), classes, len(names), samples, Restart(identity, samples))
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    try:
+        found = os.stat(path)
+    except OSError:  # reading it will say so
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
 
 
 def _dataset_from_npz(path: Path, labels: LabelSource, classes: tuple[str, ...] | None) -> Dataset:
@@ -140,12 +192,15 @@ def _dataset_from_npz(path: Path, labels: LabelSource, classes: tuple[str, ...] 
     if labels == "folder" and archive.labels is None:
         raise DatasetError(f"{path} has no array 'labels'; add one (integers [n]), or use --labels predicted")
 
-    def samples(_: Callable[[str, str], None]) -> Iterator[Sample]:
-        for index, frame in enumerate(archive.frames()):
+    def samples(_: OnUnreadable, start: int = 0) -> Iterator[Sample]:
+        for index, frame in islice(enumerate(archive.frames()), start, None):
             label = int(archive.labels[index]) if archive.labels is not None and labels == "folder" else None
             yield Sample(f"{path.name}[{index}]", frame, label)
 
-    return Dataset(str(path), classes, len(archive), samples)
+    def identity() -> str:
+        return hashlib.sha256(json.dumps([path.name, *_size_and_time(path), labels]).encode()).hexdigest()
+
+    return Dataset(str(path), classes, len(archive), samples, Restart(identity, samples))
 
 
 def _batches_of_factory(text: str) -> Any:
@@ -156,7 +211,7 @@ def _batches_of_factory(text: str) -> Any:
 def _dataset_from_batches(
     batches: Iterable[Any], name: str, labels: LabelSource, classes: tuple[str, ...] | None
 ) -> Dataset:
-    def samples(_: Callable[[str, str], None]) -> Iterator[Sample]:
+    def samples(_: OnUnreadable) -> Iterator[Sample]:
         index = 0
         for batch in batches:
             images, batch_labels = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch, None)

@@ -11,7 +11,7 @@ from onnx import GraphProto, ModelProto, NodeProto, helper
 
 from grood_edge.errors import ClassifierError
 
-__all__ = ["FeaturePoint", "Pooling", "find_feature_point", "pruned"]
+__all__ = ["FeaturePoint", "Pooling", "captured_tensors", "find_feature_point", "pruned"]
 
 Pooling = Literal["none", "channels-first", "channels-last"]
 
@@ -81,7 +81,7 @@ def pruned(model: ModelProto, outputs: list[str]) -> ModelProto:
         if name and name not in needed:
             needed.add(name)
             if name in producers:
-                pending += [*producers[name].input, *_captured(producers[name])]
+                pending += [*producers[name].input, *captured_tensors(producers[name])]
     result = ModelProto()
     result.CopyFrom(model)
     result.graph.ClearField("node")
@@ -105,7 +105,7 @@ class _Graph:
         self._values = {v.name: v for v in (*graph.value_info, *graph.output, *graph.input)}
         self._from_image = {value.name for value in graph.input} - set(self._constants)
         for node in graph.node:
-            if self._from_image.intersection([*node.input, *_captured(node)]):
+            if self._from_image.intersection([*node.input, *captured_tensors(node)]):
                 self._from_image.update(node.output)
 
     def shape(self, name: str) -> list[int | None]:
@@ -244,11 +244,11 @@ def _spatial_layout(graph: _Graph, name: str) -> Pooling:
     )
 
 
-def _captured(node: NodeProto) -> list[str]:
-    """Tensors that a node's sub-graphs take from outside."""
+def captured_tensors(node: NodeProto) -> list[str]:
+    """Return the tensors that a node's sub-graphs take from outside."""
     names: list[str] = []
     for attribute in node.attribute:
         for sub in (attribute.g, *attribute.graphs):
             for inner in sub.node:
-                names += [*inner.input, *_captured(inner)]
+                names += [*inner.input, *captured_tensors(inner)]
     return names

@@ -1,53 +1,46 @@
 """Run the classifier graph that ships over the images, and keep what the statistics need: one pass, bounded memory.
 
-Kept are float64 class sums and counts over all images, and a seeded reservoir of feature rows (d floats each).
+Kept are float64 class sums and counts over all images, a seeded sample of feature rows (d floats each), and some
+frames. With a spool (see `spool`) a pass that was interrupted goes on where it stopped, to the same result.
 """
 
+import contextlib
 import hashlib
 from array import array
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from typing import Literal
 
 import numpy as np
 
-from grood_edge.arrays import ClassCounts, Features, Frames, InputFrame, Labels, Prototypes
+from grood_edge.arrays import Flags, Frames, InputFrame, Labels
 from grood_edge.errors import ClassifierError, DatasetError
-from grood_edge.export.dataset import Dataset, Sample
+from grood_edge.export.dataset import Dataset, Sample, restart_of
+from grood_edge.export.kept_frames import KEPT_BYTES, KEPT_FRAMES, CheckSamples, KeptFrames
+from grood_edge.export.reservoir import Rows
+from grood_edge.export.spool import BatchShape, Spool, SpooledBatch, SpoolPlan, opened_spool
+from grood_edge.export.table import FeatureTable, Gatherer, merged, rows_of
 from grood_edge.images import UNREADABLE_LIMIT, name_some
 from grood_edge.ort import OrtModel
 from grood_edge.preprocessing import Preprocessing, preprocess_frame
 from grood_edge.progress import Progress, silent
 
-__all__ = ["FeaturePass", "FeatureTable", "Reading", "collect_features", "merged"]
+__all__ = [
+    "DEFAULT_ROWS",
+    "MAX_ROWS",
+    "FeaturePass",
+    "FeatureTable",
+    "Reading",
+    "collect_features",
+    "merged",
+    "rows_of",
+]
 
 BATCH = 32
-MAX_ROWS = 100_000  # feature rows kept; sums and counts always cover every image
+DEFAULT_ROWS = 20_000  # feature rows kept of a pass; sums and counts always cover every image
+MAX_ROWS = 100_000  # the most that may be asked for
 HELD_OUT_EVERY = 5  # in a split, every fifth image of a class calibrates
-CHECK_SAMPLES = 256  # raw frames kept for verification and diagnosis, whatever the number of images,
-CHECK_BYTES = 256 << 20  # and however large they are
-
-
-@dataclass(frozen=True)
-class FeatureTable:
-    """Statistics of one pass over images.
-
-    features float32 `[n, d]`, labels and predictions int64 `[n]`: the kept rows. class_sums float64 `[k, d]` and
-    class_counts int64 `[k]`: over all `images`, by label. confusion counts (label, prediction) pairs.
-    """
-
-    features: Features
-    labels: Labels
-    predictions: Labels
-    class_sums: Prototypes
-    class_counts: ClassCounts
-    images: int
-    confusion: Counter[tuple[int, int]]
-
-    @property
-    def accuracy(self) -> float:
-        """Share of images whose prediction is their label."""
-        return sum(n for (label, prediction), n in self.confusion.items() if label == prediction) / max(1, self.images)
 
 
 @dataclass(frozen=True)
@@ -56,7 +49,9 @@ class FeaturePass:
 
     `check_samples` are some raw samples for verification; `frame_hashes` uint64 `[n]` are BLAKE2b of the
     preprocessed frames, to find images that two passes share; `digest` is the SHA-256 of the sorted hashes: the same
-    images give the same digest in any order and with any labels.
+    images give the same digest in any order and with any labels. `frames` uint8 `[q, h, w, c]` with `frame_labels`
+    int64 `[q]` and `frame_names` are the first preprocessed frames of each class, equally many of each, never held-out
+    ones. `notes` are for the user.
     """
 
     fit: FeatureTable
@@ -65,17 +60,36 @@ class FeaturePass:
     check_samples: tuple[Sample, ...]
     digest: str
     frame_hashes: np.ndarray
+    frames: Frames
+    frame_labels: np.ndarray
+    frame_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a pass reads: preprocessing, number of classes, whether to hold images out, seed, what to tolerate."""
+    """How a pass reads.
+
+    hold_out: every fifth image of a class goes to `held_out`. space: the graph's output that is kept as features.
+    max_rows: rows kept, of fit images and of held-out ones each. stratified: fit rows cover the classes as evenly as
+    they can; False keeps a uniform sample, which calibration needs (held-out rows always are one). spool: None keeps
+    nothing on disk.
+    """
 
     preprocessing: Preprocessing
     class_count: int
     hold_out: bool = False
     seed: int = 0
     allow_unreadable: bool = False
+    space: Literal["features", "logits"] = "features"
+    max_rows: int = DEFAULT_ROWS
+    stratified: bool = True
+    spool: SpoolPlan | None = None
+
+    def for_calibration(self) -> "Reading":
+        """Return how separate calibration images are read: a uniform sample, nothing held out, a spool of its own."""
+        spool = None if self.spool is None else replace(self.spool, name="calibration")
+        return replace(self, hold_out=False, stratified=False, spool=spool)
 
 
 def collect_features(dataset: Dataset, model: OrtModel, reading: Reading, progress: Progress = silent) -> FeaturePass:
@@ -87,122 +101,149 @@ def collect_features(dataset: Dataset, model: OrtModel, reading: Reading, progre
     Raises:
         DatasetError: no images, labels out of range, or more than 1 % unreadable.
         ClassifierError: features or logits that are not finite.
+        UsageError: a spool for a data set that cannot be read from the middle, or in a folder that holds other files.
+        OutputError: a spool that cannot be written.
     """
-    unreadable: list[tuple[str, str]] = []
-    check = _CheckSamples()
-    hashes = array("Q")
-    fit = _Gatherer(reading.class_count, reading.seed)
-    held = _Gatherer(reading.class_count, reading.seed + 1)
-    label = f"reading {dataset.name}"
+    found = _Pass(reading)
     batch = 1 if next(iter(model.inputs.values()))[0] == 1 else BATCH
-    done = 0
-    samples = dataset.samples(lambda name, reason: unreadable.append((name, reason)))
-    for group, frames in _batches(samples, reading, batch, check):
-        outputs = model.run({"image": frames}, ["features", "logits"])
-        features, logits = outputs["features"], outputs["logits"]
-        _require_finite(features, logits, group)
-        predictions = logits.argmax(axis=1).astype(np.int64)
-        labels = np.array(
-            [p if s.label is None else s.label for s, p in zip(group, predictions, strict=True)], np.int64
+    label = f"reading {dataset.name}"
+    with _spool_of(dataset, reading, batch) as spool:
+        if spool is not None:
+            if spool.replaced:
+                found.notes.append(_replaced(reading))
+                progress(found.notes[0], 0, None)
+            for stored in iter(spool.read, None):
+                found.restore(stored, spool)
+                progress(label, found.images, dataset.count)
+        reported = len(found.unreadable)
+        for group, frames in _batches(_samples(dataset, found), reading, batch, found.check):
+            rows, hashes = _run(model, group, frames, reading)
+            kept = frames[found.take(rows, hashes)]
+            found.keep(kept)
+            if spool is not None and len(group) == batch:
+                spool.append(SpooledBatch(rows, hashes, kept, tuple(found.unreadable[reported:])))
+                reported = len(found.unreadable)
+            progress(label, found.images, dataset.count)
+    _require_readable(dataset, found.images, found.unreadable, reading.allow_unreadable)
+    return found.result()
+
+
+class _Pass:
+    """What a pass has found so far."""
+
+    def __init__(self, reading: Reading) -> None:
+        self.unreadable: list[tuple[str, str]] = []
+        self.notes: list[str] = []
+        self.check = CheckSamples()
+        self._hold_out = reading.hold_out
+        self._fit = Gatherer(reading.class_count, reading.max_rows, reading.seed, reading.stratified)
+        self._held = Gatherer(reading.class_count, reading.max_rows, reading.seed + 1, stratified=False)
+        self._hashes = array("Q")
+        self._frames = KeptFrames(reading.preprocessing, reading.class_count)
+
+    @property
+    def images(self) -> int:
+        return len(self._hashes)
+
+    def take(self, rows: Rows, hashes: np.ndarray) -> np.ndarray:
+        """Gather a batch; return which of its frames, int64 `[q]`, `keep` has to get."""
+        held_out = self._held_out(rows.labels)
+        self._fit.add(rows.where(~held_out))
+        self._held.add(rows.where(held_out))
+        self._hashes.frombytes(hashes.astype("u8").tobytes())
+        return self._frames.wanted(rows.labels, rows.names, held_out)
+
+    def keep(self, frames: Frames) -> None:
+        self._frames.add(frames)
+
+    def restore(self, stored: SpooledBatch, spool: Spool) -> None:
+        """Gather a batch of an earlier run."""
+        wanted = self.take(stored.rows, stored.hashes)
+        if len(wanted) != len(stored.frames) or (_hashes(stored.frames) != stored.hashes[wanted]).any():
+            spool.refuse()
+        self.keep(stored.frames)
+        self.unreadable += stored.unreadable
+
+    def result(self) -> FeaturePass:
+        hashes = np.array(self._hashes, np.uint64)
+        return FeaturePass(
+            fit=self._fit.table(),
+            held_out=self._held.table() if self._hold_out else None,
+            unreadable=tuple(self.unreadable),
+            check_samples=tuple(self.check.kept),
+            digest=hashlib.sha256(np.sort(hashes.astype("<u8")).tobytes()).hexdigest(),
+            frame_hashes=hashes,
+            frames=self._frames.frames[: self._frames.count],
+            frame_labels=np.array(self._frames.labels, np.int64),
+            frame_names=tuple(self._frames.names),
+            notes=tuple(self.notes),
         )
-        hashes.extend(int.from_bytes(hashlib.blake2b(f.tobytes(), digest_size=8).digest(), "little") for f in frames)
-        held_out = _held_out(labels, fit, held) if reading.hold_out else np.zeros(len(labels), bool)
-        fit.add(features[~held_out], labels[~held_out], predictions[~held_out])
-        held.add(features[held_out], labels[held_out], predictions[held_out])
-        done += len(group)
-        progress(label, done, dataset.count)
-    _require_readable(dataset, done, unreadable, reading.allow_unreadable)
-    return FeaturePass(
-        fit=fit.table(),
-        held_out=held.table() if reading.hold_out else None,
-        unreadable=tuple(unreadable),
-        check_samples=tuple(check.kept),
-        digest=hashlib.sha256(np.sort(np.array(hashes, "<u8")).tobytes()).hexdigest(),
-        frame_hashes=np.array(hashes, np.uint64),
-    )
+
+    def _held_out(self, labels: Labels) -> Flags:
+        """Mark every fifth image of each class, counted over the whole pass."""
+        chosen = np.zeros(len(labels), bool)
+        if self._hold_out:
+            seen = self._fit.counts + self._held.counts
+            for row, label in enumerate(labels):
+                seen[label] += 1
+                chosen[row] = seen[label] % HELD_OUT_EVERY == 0
+        return chosen
 
 
-def merged(a: FeatureTable, b: FeatureTable) -> FeatureTable:
-    """Return the table of both sets of images."""
-    return FeatureTable(
-        features=np.concatenate([a.features, b.features]),
-        labels=np.concatenate([a.labels, b.labels]),
-        predictions=np.concatenate([a.predictions, b.predictions]),
-        class_sums=a.class_sums + b.class_sums,
-        class_counts=a.class_counts + b.class_counts,
-        images=a.images + b.images,
-        confusion=a.confusion + b.confusion,
-    )
+def _spool_of(
+    dataset: Dataset, reading: Reading, batch: int
+) -> contextlib.AbstractContextManager[Spool] | contextlib.nullcontext[None]:
+    if reading.spool is None:
+        return contextlib.nullcontext()
+    p = reading.preprocessing
+    inputs = {
+        "images": restart_of(dataset).identity(),
+        "graph": reading.spool.graph,
+        "preprocessing": asdict(p),
+        "space": reading.space,
+        "seed": reading.seed,
+        "hold_out": reading.hold_out,
+        "kept_frames": [KEPT_FRAMES, KEPT_BYTES, HELD_OUT_EVERY],
+    }
+    shape = BatchShape(batch, reading.class_count, (p.height, p.width, p.channels))
+    return opened_spool(reading.spool.path, inputs, shape)
 
 
-def rows_of(table: FeatureTable, keep: np.ndarray) -> FeatureTable:
-    """Return a table of the chosen rows alone; only for tables that kept every row."""
-    features, labels, predictions = table.features[keep], table.labels[keep], table.predictions[keep]
-    gatherer = _Gatherer(len(table.class_counts), 0)
-    gatherer.add(features, labels, predictions)
-    return gatherer.table()
+def _replaced(reading: Reading) -> str:
+    assert reading.spool is not None
+    return f"{reading.spool.path} was of other images, options or versions; all images are read from the beginning"
 
 
-@dataclass
-class _CheckSamples:
-    """The first raw samples, as many as a fixed amount of memory holds."""
+def _samples(dataset: Dataset, found: _Pass) -> Iterator[Sample]:
+    """Go on after what the spool gave; the raw frames for the checks, which it has not, are decoded again."""
+    if not found.images:
+        return dataset.samples(lambda name, reason: found.unreadable.append((name, reason)))
+    restart = restart_of(dataset)
+    for sample in islice(restart.samples(lambda *_: None, 0), found.images):
+        found.check.offer(sample)
+        if found.check.full:
+            break
+    start = found.images + len(found.unreadable)
+    return restart.samples(lambda name, reason: found.unreadable.append((name, reason)), start)
 
-    kept: list[Sample] = field(default_factory=list)
-    size: int = 0
 
-    def offer(self, sample: Sample) -> None:
-        if len(self.kept) < CHECK_SAMPLES and self.size + sample.frame.nbytes <= CHECK_BYTES:
-            self.kept.append(sample)
-            self.size += sample.frame.nbytes
+def _run(model: OrtModel, group: list[Sample], frames: Frames, reading: Reading) -> tuple[Rows, np.ndarray]:
+    """Return the rows of a batch, and the hashes of its frames uint64 `[n]`."""
+    outputs = model.run({"image": frames}, ["features", "logits"])
+    _require_finite(outputs["features"], outputs["logits"], group)
+    predictions = outputs["logits"].argmax(axis=1).astype(np.int64)
+    given = [p if s.label is None else s.label for s, p in zip(group, predictions, strict=True)]
+    rows = Rows(outputs[reading.space], np.array(given, np.int64), predictions, tuple(s.name for s in group))
+    return rows, _hashes(frames)
 
 
-@dataclass
-class _Gatherer:
-    """Sums over every image, and a reservoir of rows (Vitter's algorithm R, seeded)."""
-
-    class_count: int
-    seed: int
-    images: int = 0
-    chunks: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
-    confusion: Counter[tuple[int, int]] = field(default_factory=Counter)
-    sums: np.ndarray | None = None
-
-    def __post_init__(self) -> None:
-        self.counts = np.zeros(self.class_count, np.int64)
-        self._rng = np.random.default_rng(self.seed)
-
-    def add(self, features: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> None:
-        if self.sums is None:
-            self.sums = np.zeros((self.class_count, features.shape[1]))
-        np.add.at(self.sums, labels, features.astype(np.float64))
-        np.add.at(self.counts, labels, 1)
-        self.confusion.update(zip(labels.tolist(), predictions.tolist(), strict=True))
-        room = max(0, min(len(labels), MAX_ROWS - self.images))
-        if room:
-            self.chunks.append((features[:room].copy(), labels[:room].copy(), predictions[:room].copy()))
-        for row in range(room, len(labels)):
-            slot = int(self._rng.integers(0, self.images + row + 1))
-            if slot < MAX_ROWS:
-                for target, source in zip(self._one_chunk(), (features, labels, predictions), strict=True):
-                    target[slot] = source[row]
-        self.images += len(labels)
-
-    def table(self) -> FeatureTable:
-        features, labels, predictions = self._one_chunk()
-        sums = np.zeros((self.class_count, features.shape[1])) if self.sums is None else self.sums
-        return FeatureTable(features, labels, predictions, sums, self.counts, self.images, self.confusion)
-
-    def _one_chunk(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        if len(self.chunks) != 1:
-            empty = np.zeros((0, 0 if self.sums is None else self.sums.shape[1]), np.float32)
-            none = np.zeros(0, np.int64)
-            parts = list(zip(*self.chunks, strict=True)) or [(empty,), (none,), (none,)]
-            self.chunks = [(np.concatenate(parts[0]), np.concatenate(parts[1]), np.concatenate(parts[2]))]
-        return self.chunks[0]
+def _hashes(frames: Frames) -> np.ndarray:
+    digests = b"".join(hashlib.blake2b(frame.tobytes(), digest_size=8).digest() for frame in frames)
+    return np.frombuffer(digests, "<u8")
 
 
 def _batches(
-    samples: Iterator[Sample], reading: Reading, size: int, check: "_CheckSamples"
+    samples: Iterator[Sample], reading: Reading, size: int, check: CheckSamples
 ) -> Iterator[tuple[list[Sample], Frames]]:
     """Resize at once and drop the raw frame: a batch of camera frames would be a hundred times larger."""
     group: list[Sample] = []
@@ -220,16 +261,6 @@ def _batches(
             group, frames = [], []
     if group:
         yield group, np.stack(frames)
-
-
-def _held_out(labels: np.ndarray, fit: _Gatherer, held: _Gatherer) -> np.ndarray:
-    """Mark every fifth image of each class, counted over the whole pass."""
-    seen = fit.counts + held.counts
-    chosen = np.zeros(len(labels), bool)
-    for row, label in enumerate(labels):
-        seen[label] += 1
-        chosen[row] = seen[label] % HELD_OUT_EVERY == 0
-    return chosen
 
 
 def _require_finite(features: np.ndarray, logits: np.ndarray, group: list[Sample]) -> None:

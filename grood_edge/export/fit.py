@@ -3,15 +3,18 @@
 Needs no onnx and no torch: `calibrate` runs this on the device.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
-from grood_edge.contract import Calibration, Fit, GradientBank
-from grood_edge.errors import UsageError
-from grood_edge.export.bank import bank_candidates, fit_head
+from grood_edge.contract import Calibration, Fit, GradientBank, Selection, encode_array
+from grood_edge.contract_reader import MAX_SKETCH
+from grood_edge.errors import DatasetError, UsageError
+from grood_edge.export.bank import BankRows, HeadPlan, bank_candidates, fit_head
 from grood_edge.export.calibration import (
     SMALL_SET,
+    CalibrationScores,
     Promise,
     calibration_from_scores,
     cross_fitted_scores,
@@ -20,26 +23,46 @@ from grood_edge.export.calibration import (
 )
 from grood_edge.export.dataset import Dataset, LabelSource
 from grood_edge.export.features import FeaturePass, FeatureTable, Reading, collect_features, merged
-from grood_edge.export.ood_prototype import OodSource
+from grood_edge.export.ood_prototype import AUTO, OodSource
 from grood_edge.export.prototypes import require_usable_classes
+from grood_edge.export.selection import BankChoice, choose_bank, choose_sources
 from grood_edge.ort import OrtModel
 from grood_edge.progress import Progress, silent
-from grood_edge.scoring import Head
+from grood_edge.scoring import BankDtype, Head
 from grood_edge.stored_head import calibration_tensors, model_with_tensors
 
-__all__ = ["FitOptions", "Fitted", "Passes", "calibrated", "coverage_warnings", "fit_statistics", "read_passes"]
+__all__ = [
+    "BankSize",
+    "FitOptions",
+    "Fitted",
+    "Passes",
+    "Space",
+    "calibrated",
+    "coverage_warnings",
+    "fit_statistics",
+    "read_passes",
+]
 
 MAX_SEED = 2**32 - 1  # what NumPy, scikit-learn and torch all take
+
+BankSize = Literal["auto", "all", "none"] | int
+Space = Literal["features", "logits"]
 
 
 @dataclass(frozen=True)
 class FitOptions:
     """How statistics are fitted: see `pipeline.ExportOptions` for the words."""
 
+    ood_prototype: str
+    bank: BankSize
+    bank_dtype: BankDtype
+    space: Space
+    keep_paths: bool
     labels: LabelSource
-    bank: int | None
     alpha: float
     delta: float | None
+    marginal: bool
+    per_class: bool
     unseen: bool
     seed: int
 
@@ -49,8 +72,8 @@ class FitOptions:
         Raises:
             UsageError: bank, alpha, delta or seed out of range.
         """
-        if self.bank is not None and self.bank < 1:
-            raise UsageError(f"--bank {self.bank}; expected 'all' or a number of rows from 1")
+        if isinstance(self.bank, int) and self.bank < 1:
+            raise UsageError(f"--bank {self.bank}; expected auto, all, none or a number of rows from 1")
         for name, value in (("alpha", self.alpha), ("delta", self.delta)):
             if value is not None and not 0 < value < 1:
                 raise UsageError(f"--{name} {value}; expected a number above 0 and below 1, such as 0.05")
@@ -74,21 +97,29 @@ class Passes:
         held_out = self.fit.held_out
         return self.fit.fit if held_out is None else merged(self.fit.fit, held_out)
 
+    def separate(self) -> FeatureTable:
+        """Return the table of the separate calibration images."""
+        assert self.calibration is not None
+        return self.calibration.fit
+
 
 @dataclass(frozen=True)
 class Fitted:
     """Fitted statistics with their contract entries, and what calibrates them.
 
-    Exactly one of `calibration_features` (float32 `[n, d]`, to be scored by the head that ships) and
-    `calibration_scores` (float32 `[n]`, cross-fitted) is set.
+    `calibration_rows` float32 `[n, d]` are to be scored by the head that ships; `calibration_scores` float32 `[n]` are
+    there instead when they were cross-fitted. `calibration_classes` int64 `[n]`: the predicted classes.
     """
 
     head: Head
+    sources: tuple[OodSource, ...]
+    selection: Selection
     bank: GradientBank
     fit: Fit
     promise: Promise
     calibration_digest: str
-    calibration_features: np.ndarray | None
+    calibration_classes: np.ndarray
+    calibration_rows: np.ndarray | None
     calibration_scores: np.ndarray | None
 
 
@@ -103,61 +134,100 @@ def read_passes(
     fit = collect_features(data, model, reading, progress)
     if calibration is None:
         return Passes(fit, None)
-    plain = Reading(reading.preprocessing, reading.class_count, False, reading.seed, reading.allow_unreadable)
-    found = collect_features(calibration, model, plain, progress)
+    found = collect_features(calibration, model, reading.for_calibration(), progress)
     require_disjoint(fit, found)
     return Passes(fit, found)
 
 
 def fit_statistics(
-    passes: Passes, classes: tuple[str, ...], ood: OodSource, options: FitOptions, progress: Progress = silent
+    passes: Passes,
+    classes: tuple[str, ...],
+    sources: tuple[OodSource, ...],
+    options: FitOptions,
+    progress: Progress = silent,
 ) -> Fitted:
-    """Fit prototypes and bank, and choose what calibrates: separate images, a split, or cross-fitting.
+    """Choose OOD prototypes and bank, fit the head, and choose what calibrates.
+
+    What calibrates is separate images, a split, or cross-fitted scores of all images.
 
     Raises:
-        DatasetError: classes that cannot be modelled.
+        DatasetError: classes that cannot be modelled, or a full bank that does not fit.
         UsageError: delta was asked for without unseen images.
     """
     held_out = passes.fit.held_out
-    provenance = "unseen" if passes.calibration is not None or options.unseen else "seen-in-training"
-    method = "separate"
-    if passes.calibration is None:
-        method = "split" if held_out is not None and held_out.images >= SMALL_SET else "cross-fitted"
-    promise = Promise(options.alpha, options.delta, provenance, method)  # type: ignore[arg-type]
-    promise.usable_delta()
-    table = passes.fit.fit if method == "split" else passes.everything()
+    promise = _promise(passes, options)
+    table = passes.fit.fit if promise.method == "split" else passes.everything()
     require_usable_classes(table, classes, predicted=options.labels == "predicted")
-    features: np.ndarray | None = None
-    scores: np.ndarray | None = None
-    if passes.calibration is not None:
-        features = passes.calibration.fit.features
-    elif method == "split" and held_out is not None:
-        features = held_out.features
+    selection = Selection(options.ood_prototype, "as asked for", 0, 0, ())
+    plan = HeadPlan(sources, None, options.bank_dtype, options.seed)
+    if options.ood_prototype == AUTO:
+        sources, selection = choose_sources(passes.fit.fit, sources, plan, progress)
+    size = _bank_size(passes.fit.fit, table, replace(plan, sources=sources), options, progress)
+    plan = replace(plan, sources=sources, rows=size.rows)
+    rows, scores = None, None
+    if promise.method == "cross-fitted":
+        calibrating, scores = table, cross_fitted_scores(table, plan, progress)
     else:
-        scores = cross_fitted_scores(table, ood.position, options.bank, options.seed, progress)
+        calibrating = held_out if passes.calibration is None and held_out is not None else passes.separate()
+        rows = calibrating.features
+    head, bank_rows = fit_head(table, plan)
     return Fitted(
-        head=fit_head(table, ood.position, options.bank, options.seed),
-        bank=_bank_entry(table, options.bank),
+        head=head,
+        sources=sources,
+        selection=selection,
+        bank=_bank_entry(table, head, bank_rows, size, options),
         fit=_fit_entry(passes, classes, options),
         promise=promise,
         calibration_digest=(passes.calibration or passes.fit).digest,
-        calibration_features=features,
+        calibration_classes=calibrating.predictions,
+        calibration_rows=rows,
         calibration_scores=scores,
     )
 
 
-def calibrated(model: bytes, fitted: Fitted) -> tuple[bytes, Calibration]:
+def calibrated(model: bytes, fitted: Fitted, classes: tuple[str, ...], space: Space) -> tuple[bytes, Calibration]:
     """Score the calibration images with the head in `model`; return the model with the decision, and its entry.
 
     Raises:
         CalibrationError: n cannot carry alpha and delta.
     """
     scores = fitted.calibration_scores
-    if fitted.calibration_features is not None:
-        scores = shipped_scores(model, fitted.calibration_features)
+    if fitted.calibration_rows is not None:
+        scores = shipped_scores(model, fitted.calibration_rows, space)
     assert scores is not None
-    calibration = calibration_from_scores(scores, fitted.promise, fitted.calibration_digest)
-    return model_with_tensors(model, calibration_tensors(np.sort(scores), calibration.k)), calibration
+    held_out = CalibrationScores(scores, fitted.calibration_classes, fitted.calibration_digest)
+    calibration = calibration_from_scores(held_out, fitted.promise, classes)
+    return model_with_tensors(model, calibration_tensors(calibration.rule(len(classes)))), calibration
+
+
+def _promise(passes: Passes, options: FitOptions) -> Promise:
+    held_out = passes.fit.held_out
+    provenance: Literal["unseen", "seen-in-training"] = (
+        "unseen" if passes.calibration is not None or options.unseen else "seen-in-training"
+    )
+    method: Literal["separate", "split", "cross-fitted"] = "separate"
+    if passes.calibration is None:
+        method = "split" if held_out is not None and held_out.images >= SMALL_SET else "cross-fitted"
+    promise = Promise(options.alpha, options.delta, provenance, method, options.marginal, options.per_class)
+    promise.usable_delta()
+    return promise
+
+
+def _bank_size(
+    selecting: FeatureTable, table: FeatureTable, plan: HeadPlan, options: FitOptions, progress: Progress
+) -> BankChoice:
+    kept = int((table.labels == table.predictions).sum())
+    if options.bank == "auto":
+        return choose_bank(selecting, plan, options.alpha, progress)
+    if options.bank == "none":
+        return BankChoice(0, "as asked for: the score is log s", ())
+    if options.bank == "all" and kept < bank_candidates(table):
+        raise DatasetError(
+            f"--bank all: {bank_candidates(table):,} images are classified correctly, and {kept:,} feature rows were "
+            "kept. Use --bank auto or --bank N, or keep more rows with --max-bank-source"
+        )
+    rows = None if options.bank == "all" or options.bank >= kept else options.bank
+    return BankChoice(rows, "as asked for", ())
 
 
 def coverage_warnings(passes: Passes, classes: tuple[str, ...]) -> tuple[str, ...]:
@@ -176,11 +246,20 @@ def coverage_warnings(passes: Passes, classes: tuple[str, ...]) -> tuple[str, ..
     )
 
 
-def _bank_entry(table: FeatureTable, rows: int | None) -> GradientBank:
-    candidates = bank_candidates(table)
-    if rows is None or rows >= candidates:
-        return GradientBank("all", candidates, candidates)
-    return GradientBank("kmeans", rows, candidates)
+def _bank_entry(table: FeatureTable, head: Head, rows: BankRows, size: BankChoice, options: FitOptions) -> GradientBank:
+    count = len(head.bank)
+    choice: Literal["all", "kmeans", "none"] = "none" if count == 0 else "all" if size.rows is None else "kmeans"
+    return GradientBank(
+        choice=choice,
+        rows=count,
+        candidates=bank_candidates(table),
+        dtype=options.bank_dtype,
+        asked=str(options.bank),
+        reason=size.reason,
+        trials=size.trials,
+        classes=encode_array(rows.row_classes().astype("<i4")) if count else "",
+        paths=rows.nearest_names() if count and options.keep_paths else (),
+    )
 
 
 def _fit_entry(passes: Passes, classes: tuple[str, ...], options: FitOptions) -> Fit:
@@ -192,5 +271,6 @@ def _fit_entry(passes: Passes, classes: tuple[str, ...], options: FitOptions) ->
         accuracy=round(everything.accuracy, 6) if options.labels == "folder" else None,
         seed=options.seed,
         data_digest=passes.fit.digest,
+        sketch=encode_array(np.unique(passes.fit.frame_hashes)[:MAX_SKETCH].astype("<u8")),
         classes_without_prototype=tuple(c for c, n in zip(classes, everything.class_counts, strict=True) if n == 0),
     )

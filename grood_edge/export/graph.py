@@ -7,7 +7,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, checker, co
 
 from grood_edge import __version__
 from grood_edge import stored_head as stored
-from grood_edge.arrays import IdScores
+from grood_edge.conformal import DecisionRule
 from grood_edge.export.classifier import ClassifierGraph
 from grood_edge.export.head import DECISION_OUTPUTS, head_constants, head_nodes
 from grood_edge.export.normal_form import IR_VERSION
@@ -41,13 +41,14 @@ def base_model(classifier: ClassifierGraph, preprocessing: Preprocessing) -> Mod
     )
 
 
-def attach_head(base: ModelProto, head: Head, calibration_scores: IdScores, rank: int) -> ModelProto:
-    """Return the whole graph: the base model with the head and its statistics."""
-    tensors = stored.head_tensors(head) | stored.calibration_tensors(calibration_scores, rank)
+def attach_head(base: ModelProto, head: Head, space: str, rule: DecisionRule) -> ModelProto:
+    """Return the whole graph: the base model with the head, which reads the output `space`, and its statistics."""
+    tensors = stored.head_tensors(head) | stored.calibration_tensors(rule)
+    bank_dtype = head.bank_dtype if len(head.bank) else None
     batch_dim = base.graph.output[0].type.tensor_type.shape.dim[0]
     batch: int | str = batch_dim.dim_param or batch_dim.dim_value
     return _model(
-        [*base.graph.node, *head_nodes(len(head.ood_heads))],
+        [*base.graph.node, *head_nodes(len(head.ood_heads), bank_dtype, space)],
         [
             *base.graph.initializer,
             *head_constants(),

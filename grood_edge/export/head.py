@@ -1,16 +1,17 @@
 """The head as ONNX nodes: from `features` and `logits` to the decision, float32, standard operators.
 
 The equations are those of `scoring`; the names follow its variables. All fitted values are initializers
-(`stored_head`), so the nodes are the same for every artifact.
+(`stored_head`), so the nodes depend on the number of OOD prototypes, the kind of bank and the space alone.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from grood_edge import stored_head as stored
-from grood_edge.scoring import INVALID_SCORE, MIN_DISTANCE, MIN_RELATIVE_GAP
+from grood_edge.scoring import INVALID_SCORE, MIN_RELATIVE_GAP, BankDtype
 
 __all__ = ["DECISION_OUTPUTS", "head_constants", "head_nodes"]
 
@@ -28,11 +29,13 @@ _CONSTANTS: dict[str, np.ndarray] = {
     "half": np.array(0.5, _F),
     "one": np.array(1, _F),
     "two": np.array(2, _F),
-    "min_distance": np.array(MIN_DISTANCE, _F),
     "min_gap": np.array(MIN_RELATIVE_GAP, _F),
     "invalid_score": np.array(INVALID_SCORE, _F),
     "axis": np.array([1], np.int64),
 }
+
+
+_SHARED = {*_CONSTANTS, "h", "class_distance", "h_dot_b"}  # tensors that every OOD head reads
 
 
 def head_constants() -> list[TensorProto]:
@@ -40,22 +43,21 @@ def head_constants() -> list[TensorProto]:
     return [numpy_helper.from_array(value, _t(name)) for name, value in _CONSTANTS.items()]
 
 
-def head_nodes(ood_heads: int) -> list[NodeProto]:
-    """Return the head's nodes in topological order, for this many OOD prototypes.
+def head_nodes(heads: int, bank_dtype: BankDtype | None, space: str) -> list[NodeProto]:
+    """Return the head's nodes in topological order.
 
-    Raises:
-        ValueError: more than one; their combination belongs to a later version of the format.
+    Args:
+        heads: number of OOD prototypes.
+        bank_dtype: how the bank's rows are stored; None without a bank.
+        space: the output that the head reads, `features` or `logits`.
     """
-    if ood_heads != 1:
-        raise ValueError(f"{ood_heads} OOD prototypes; this version of the head scores exactly one")
-    log_s_name, bank_names = "log_s.0", stored.ood_names(0)
-    return [
-        *_class_distance_nodes(),
-        *_validity_nodes(),
-        *_log_s_nodes(bank_names[0]),
-        *_bank_nodes(log_s_name, bank_names[1], bank_names[2]),
-        *_decision_nodes(log_s_name),
-    ]
+    nodes = [*_class_distance_nodes("=" + space), *_validity_nodes(), *_dot_nodes(bank_dtype)]
+    for index in range(heads):
+        names = stored.ood_names(index)
+        nodes += _log_s_nodes(names, index)
+        nodes += _bank_nodes(names, index) if bank_dtype is not None else []
+    score = "log_s" if bank_dtype is None else "log_distance"
+    return [*nodes, *_combination_nodes(score, heads), *_decision_nodes()]
 
 
 def _t(name: str) -> str:
@@ -69,18 +71,24 @@ def _node(operator: str, inputs: list[str], output: str, **attributes: Any) -> N
     return helper.make_node(operator, names, [target], name=_t(output.lstrip("=")), **attributes)
 
 
+def _node_of(index: int, operator: str, inputs: list[str], output: str, **attributes: Any) -> NodeProto:
+    """Make a node of OOD head `index`: its own tensors carry the index."""
+    here = [name if name in _SHARED or name.startswith("=") else f"{name}.{index}" for name in inputs]
+    return _node(operator, here, f"{output}.{index}", **attributes)
+
+
 def _stored(name: str) -> str:
     return "=" + name
 
 
-def _class_distance_nodes() -> list[NodeProto]:
+def _class_distance_nodes(source: str) -> list[NodeProto]:
     """D_c = sqrt(max(|h'|^2 + |P'_c|^2 - 2 h'P'^T, 0)), h' = h - center: `[N, k]`.
 
     The expanded form loses |h'|^2 / D_c^2 digits, most where it matters most: at the nearest prototype (log S was
     wrong by 8e-3 for features of length 100). That one distance is computed again, directly.
     """
     return [
-        _node("Sub", ["=features", _stored(stored.CENTER)], "h"),
+        _node("Sub", [source, _stored(stored.CENTER)], "h"),
         _node("Mul", ["h", "h"], "h_squares"),
         _node("ReduceSum", ["h_squares", "axis"], "h_sq", keepdims=1),
         _node("MatMul", ["h", _stored(stored.PROTOTYPES_T)], "h_dot_p"),
@@ -121,65 +129,120 @@ def _validity_nodes() -> list[NodeProto]:
     ]
 
 
-def _log_s_nodes(ood_prototype: str) -> list[NodeProto]:
-    """Log s = m - d_ood - log(sum_j exp(m - D_j)) `[N, 1]` and u = v / max(d_ood, eps) `[N, d]`."""
+def _dot_nodes(bank_dtype: BankDtype | None) -> list[NodeProto]:
+    """h'.b_i for every bank row, `[N, m]`: the one large product.
+
+    Gemm with transB, and not MatMul: onnxruntime (1.32) turns DequantizeLinear + MatMul into MatMulNBits, which rounds
+    h' to 8 bits as well (5e-3 of the largest value); a test holds it to float32.
+    """
+    if bank_dtype is None:
+        return []
+    rows, nodes = _stored(stored.BANK), []
+    if bank_dtype == "int8":
+        nodes.append(_node("DequantizeLinear", [rows, _stored(stored.BANK_SCALE)], "bank_rows", axis=0))
+        rows = "bank_rows"
+    return [*nodes, _node("Gemm", ["h", rows], "h_dot_b", transB=1)]
+
+
+def _log_s_nodes(names: stored.OodNames, index: int) -> list[NodeProto]:
+    """Log s = m - d_ood - log(sum_j exp(m - D_j)) `[N, 1]`, with d_ood = |h' - p_ood| computed directly."""
+    node = partial(_node_of, index)
     return [
-        _node("Sub", ["h", _stored(ood_prototype)], "v"),
-        _node("Mul", ["v", "v"], "v_squares"),
-        _node("ReduceSum", ["v_squares", "axis"], "v_sq", keepdims=1),
-        _node("Sqrt", ["v_sq"], "ood_distance"),
-        _node("Concat", ["class_distance", "ood_distance"], "distance", axis=1),
-        _node("ReduceMin", ["distance", "axis"], "nearest", keepdims=1),
-        _node("Sub", ["nearest", "distance"], "below_nearest"),
-        _node("Exp", ["below_nearest"], "weights"),
-        _node("ReduceSum", ["weights", "axis"], "weight_sum", keepdims=1),
-        _node("Log", ["weight_sum"], "log_weight_sum"),
-        _node("Sub", ["nearest", "ood_distance"], "log_weight_ood"),
-        _node("Sub", ["log_weight_ood", "log_weight_sum"], "sample_log_s"),
-        _node("Max", ["ood_distance", "min_distance"], "ood_distance_safe"),
-        _node("Div", ["v", "ood_distance_safe"], "u"),
+        node("Sub", ["h", _stored(names.prototype)], "v"),
+        node("Mul", ["v", "v"], "v_squares"),
+        node("ReduceSum", ["v_squares", "axis"], "v_sq", keepdims=1),
+        node("Sqrt", ["v_sq"], "ood_distance"),
+        node("Concat", ["class_distance", "ood_distance"], "distance", axis=1),
+        node("ReduceMin", ["distance", "axis"], "nearest", keepdims=1),
+        node("Sub", ["nearest", "distance"], "below_nearest"),
+        node("Exp", ["below_nearest"], "weights"),
+        node("ReduceSum", ["weights", "axis"], "weight_sum", keepdims=1),
+        node("Log", ["weight_sum"], "log_weight_sum"),
+        node("Sub", ["nearest", "ood_distance"], "log_weight_ood"),
+        node("Sub", ["log_weight_ood", "log_weight_sum"], "log_s"),
     ]
 
 
-def _bank_nodes(output: str, bank_t: str, bank_log_s: str) -> list[NodeProto]:
-    """Log S = min_i [max(ls, l_i) + 0.5 log(max((1 - r)^2 + 2 r max(1 - u.u_i, 0), floor))]: `[N]`."""
+def _bank_nodes(names: stored.OodNames, index: int) -> list[NodeProto]:
+    """Log S = min_i [max(ls, l_i) + 0.5 log(max((1 - r)^2 + 2 r max(1 - u.u_i, 0), floor))], `[N, 1]`.
+
+    u.u_i = (h'.b_i - h'.p + p.p - p.b_i) / (max(d_ood, least) |b_i - p|).
+    """
+    node = partial(_node_of, index)
     return [
-        _node("MatMul", ["u", _stored(bank_t)], "cosine"),
-        _node("Sub", ["one", "cosine"], "one_minus_cosine_raw"),
-        _node("Max", ["one_minus_cosine_raw", "zero"], "one_minus_cosine"),
-        _node("Sub", ["sample_log_s", _stored(bank_log_s)], "log_ratio"),
-        _node("Abs", ["log_ratio"], "log_ratio_abs"),
-        _node("Neg", ["log_ratio_abs"], "log_ratio_down"),
-        _node("Exp", ["log_ratio_down"], "ratio"),
-        _node("Sub", ["one", "ratio"], "one_minus_ratio"),
-        _node("Mul", ["one_minus_ratio", "one_minus_ratio"], "radial_gap"),
-        _node("Mul", ["ratio", "one_minus_cosine"], "angular_half"),
-        _node("Mul", ["angular_half", "two"], "angular_gap"),
-        _node("Add", ["radial_gap", "angular_gap"], "gap_raw"),
-        _node("Max", ["gap_raw", "min_gap"], "gap"),
-        _node("Log", ["gap"], "log_gap"),
-        _node("Mul", ["log_gap", "half"], "half_log_gap"),
-        _node("Max", ["sample_log_s", _stored(bank_log_s)], "larger_log_s"),
-        _node("Add", ["larger_log_s", "half_log_gap"], "log_distance"),
-        _node("ReduceMin", ["log_distance", "axis"], output, keepdims=0),
+        node("Mul", ["h", _stored(names.prototype)], "h_times_p"),
+        node("ReduceSum", ["h_times_p", "axis"], "h_dot_p_ood", keepdims=1),
+        node("Sub", ["h_dot_b", "h_dot_p_ood"], "numerator_raw"),
+        node("Add", ["numerator_raw", _stored(names.bank_offset)], "numerator"),
+        node("Max", ["ood_distance", _stored(names.least_distance)], "ood_distance_safe"),
+        node("Div", ["numerator", "ood_distance_safe"], "along_u"),
+        node("Mul", ["along_u", _stored(names.bank_inverse_length)], "cosine"),
+        node("Sub", ["one", "cosine"], "one_minus_cosine_raw"),
+        node("Max", ["one_minus_cosine_raw", "zero"], "one_minus_cosine"),
+        node("Sub", ["log_s", _stored(names.bank_log_s)], "log_ratio"),
+        node("Abs", ["log_ratio"], "log_ratio_abs"),
+        node("Neg", ["log_ratio_abs"], "log_ratio_down"),
+        node("Exp", ["log_ratio_down"], "ratio"),
+        node("Sub", ["one", "ratio"], "one_minus_ratio"),
+        node("Mul", ["one_minus_ratio", "one_minus_ratio"], "radial_gap"),
+        node("Mul", ["ratio", "one_minus_cosine"], "angular_half"),
+        node("Mul", ["angular_half", "two"], "angular_gap"),
+        node("Add", ["radial_gap", "angular_gap"], "gap_raw"),
+        node("Max", ["gap_raw", "min_gap"], "gap"),
+        node("Log", ["gap"], "log_gap"),
+        node("Mul", ["log_gap", "half"], "half_log_gap"),
+        node("Max", ["log_s", _stored(names.bank_log_s)], "larger_log_s"),
+        node("Add", ["larger_log_s", "half_log_gap"], "log_distance_row"),
+        node("ReduceMin", ["log_distance_row", "axis"], "log_distance", keepdims=1),
     ]
 
 
-def _decision_nodes(score: str) -> list[NodeProto]:
-    """class_id, ood_score, p_value = (1 + count) / (n + 1), is_ood = not valid or count < k."""
+def _combination_nodes(score: str, heads: int) -> list[NodeProto]:
+    """The score `[N]`: log S of the one OOD prototype, or sum_k T_k(log S_k), T = b + a x + sum_j w_j relu(x - t_j)."""
+    if heads == 1:
+        return [_node("Squeeze", [f"{score}.0", "axis"], "score")]
+    nodes, total = [], ""
+    for index in range(heads):
+        names, node = stored.ood_names(index), partial(_node_of, index)
+        nodes += [
+            node("Sub", [score, _stored(names.map_knots)], "beyond_knot"),
+            node("Relu", ["beyond_knot"], "hinge"),
+            node("Mul", ["hinge", _stored(names.map_weights)], "weighted_hinge"),
+            node("ReduceSum", ["weighted_hinge", "axis"], "bend", keepdims=1),
+            node("Mul", [score, _stored(names.map_slope)], "sloped"),
+            node("Add", ["sloped", _stored(names.map_bias)], "line"),
+            node("Add", ["line", "bend"], "mapped"),
+        ]
+        if index:
+            nodes.append(_node("Add", [total, f"mapped.{index}"], f"total.{index}"))
+        total = f"total.{index}" if index else "mapped.0"
+    return [*nodes, _node("Squeeze", [total, "axis"], "score")]
+
+
+def _decision_nodes() -> list[NodeProto]:
+    """class_id, ood_score, p_value = (1 + count) / (n + 1), is_ood = not valid or count < k.
+
+    count, n and k are those of the group of the predicted class; there is one group, or one a class.
+    """
     return [
         _node("ArgMax", ["=logits"], "argmax", axis=1, keepdims=0),
         _node("Cast", ["argmax"], "=class_id", to=TensorProto.INT32),
-        _node("Where", ["=valid", score, "invalid_score"], "=ood_score"),
+        _node("Where", ["=valid", "score", "invalid_score"], "=ood_score"),
         _node("Unsqueeze", ["=ood_score", "axis"], "score_column"),
+        _node("Gather", [_stored(stored.GROUP_OF_CLASS), "=class_id"], "group"),
+        _node("Unsqueeze", ["group", "axis"], "group_column"),
+        _node("Equal", [_stored(stored.CALIBRATION_GROUPS), "group_column"], "of_group"),
         _node("GreaterOrEqual", [_stored(stored.CALIBRATION_SCORES), "score_column"], "at_least"),
-        _node("Cast", ["at_least"], "at_least_number", to=TensorProto.INT32),
-        _node("ReduceSum", ["at_least_number", "axis"], "count", keepdims=0),
+        _node("And", ["of_group", "at_least"], "counted"),
+        _node("Cast", ["counted"], "counted_number", to=TensorProto.INT32),
+        _node("ReduceSum", ["counted_number", "axis"], "count", keepdims=0),
         _node("Cast", ["count"], "count_number", to=TensorProto.FLOAT),
         _node("Add", ["count_number", "one"], "p_numerator"),
-        _node("Div", ["p_numerator", _stored(stored.P_DENOMINATOR)], "p_finite"),
+        _node("Gather", [_stored(stored.P_DENOMINATOR), "group"], "p_denominator_of_group"),
+        _node("Div", ["p_numerator", "p_denominator_of_group"], "p_finite"),
         _node("Where", ["=valid", "p_finite", "zero"], "=p_value"),
-        _node("Less", ["count", _stored(stored.RANK)], "alarm"),
+        _node("Gather", [_stored(stored.RANK), "group"], "rank_of_group"),
+        _node("Less", ["count", "rank_of_group"], "alarm"),
         _node("Not", ["=valid"], "invalid"),
         _node("Or", ["invalid", "alarm"], "=is_ood"),
     ]

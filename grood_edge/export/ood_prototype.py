@@ -1,10 +1,10 @@
-"""Where the OOD prototype comes from: the mean of the class prototypes, noise images, or the user's own images."""
+"""Where the OOD prototypes come from: `mean`, `mixup`, `noise`, `origin`, or the user's own `images:DIR`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from grood_edge.arrays import Frames, Vector64
+from grood_edge.arrays import Features, Frames, Labels, Prototypes, Vector64
 from grood_edge.contract import OodPrototype
 from grood_edge.errors import UsageError
 from grood_edge.export.dataset import open_dataset
@@ -12,56 +12,137 @@ from grood_edge.export.features import Reading, collect_features
 from grood_edge.ort import OrtModel
 from grood_edge.progress import Progress, silent
 
-__all__ = ["OodSource", "noise_images", "ood_source", "require_known_source"]
+__all__ = [
+    "AUTO",
+    "COMBINATION",
+    "Mixes",
+    "OodSource",
+    "images_source",
+    "noise_images",
+    "noise_source",
+    "plain_source",
+    "source_names",
+]
 
+AUTO = "auto"
+COMBINATION = ("mean", "mixup", "origin")
 NOISE_ROUNDS = 10
 NOISE_PER_ROUND = 100
 NOISE_KEPT = 10
+_NAMES = ("mean", "mixup", "noise", "origin")
 _KERNEL = (5, 7)  # height, width of the Gaussian blur, in pixels
 _SIGMA = (0.2, 5.0)
 
 
 @dataclass(frozen=True)
-class OodSource:
-    """The OOD prototype's entry in the contract, and its position: None means "mean of the class prototypes".
+class Mixes:
+    """Features of mixed images, float32 `[q, d]`; the class and the name of the image, and the class mixed in."""
 
+    features: Features
+    own: Labels
+    other: Labels
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class OodSource:
+    """One OOD prototype's entry in the contract, and what its position follows from.
+
+    `position` where it does not depend on the classes, `mixes` for `mixup`; neither for `mean` and `origin`.
     `unreadable` names the images of `images:DIR` that could not be read, with the reason.
     """
 
     entry: OodPrototype
-    position: Vector64 | None
+    position: Vector64 | None = None
+    mixes: Mixes | None = None
     unreadable: tuple[tuple[str, str], ...] = ()
 
+    def at(self, prototypes: Prototypes) -> Vector64:
+        """Return the OOD prototype, float64 `[d]`, beside these class prototypes `[k, d]`."""
+        if self.position is not None:
+            return self.position
+        if self.mixes is not None:
+            mean: Vector64 = self.mixes.features.astype(np.float64).mean(axis=0)
+            return mean
+        center: Vector64 = prototypes.mean(axis=0)
+        return center if self.entry.source == "mean" else np.zeros_like(center)
 
-def ood_source(text: str, model: OrtModel, reading: Reading, progress: Progress = silent) -> OodSource:
-    """Make the OOD prototype that `--ood-prototype` names: `mean`, `noise` or `images:DIR`.
+    def without_class(self, label: int) -> "OodSource":
+        """Return the source as if a class did not exist."""
+        if self.mixes is None:
+            return self
+        return self._kept((self.mixes.own != label) & (self.mixes.other != label))
+
+    def without_images(self, names: tuple[str, ...]) -> "OodSource":
+        """Return the source without mixes of these images."""
+        if self.mixes is None:
+            return self
+        return self._kept(~np.isin(np.array(self.mixes.names), np.array(names)))
+
+    def _kept(self, keep: np.ndarray) -> "OodSource":
+        assert self.mixes is not None
+        if keep.all() or not keep.any():  # some mixes are needed: with none left, all of them are the best guess
+            return self
+        m = self.mixes
+        names = tuple(name for name, kept in zip(m.names, keep, strict=True) if kept)
+        return replace(self, mixes=Mixes(m.features[keep], m.own[keep], m.other[keep], names))
+
+
+def source_names(text: str) -> tuple[str, ...]:
+    """Read `--ood-prototype`: `auto`, or names separated by commas; folders of `images:DIR` are looked into.
 
     Raises:
-        UsageError: another name.
-        DatasetError: the folder of `images:DIR` cannot be used.
+        UsageError: an unknown or repeated name, or `auto` beside others.
+        DatasetError: a folder cannot be used.
     """
-    require_known_source(text)
-    if text == "mean":
-        return OodSource(OodPrototype("mean", 0, False), None)
-    if text == "noise":
-        position = _noise_prototype(model, reading, progress)
-        return OodSource(OodPrototype("noise", NOISE_ROUNDS * NOISE_KEPT, False), position)
-    found = collect_features(open_dataset(text.removeprefix("images:"), "predicted"), model, reading, progress)
-    position = found.fit.class_sums.sum(axis=0) / found.fit.images
-    return OodSource(OodPrototype("images", found.fit.images, True), position, found.unreadable)
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name.startswith("images:"):
+            open_dataset(name.removeprefix("images:"), "predicted")
+        elif name not in (*_NAMES, AUTO):
+            raise UsageError(
+                f"--ood-prototype {text!r}: {name!r} is unknown; expected auto, or some of {', '.join(_NAMES)} and "
+                "images:DIR, separated by commas"
+            )
+    if len(set(names)) < len(names) or (AUTO in names and len(names) > 1):
+        raise UsageError(f"--ood-prototype {text!r}; expected every source once, and auto alone")
+    return names
 
 
-def require_known_source(text: str) -> None:
-    """Check the name of a source, and that the folder of `images:DIR` has images, before any work.
+def plain_source(name: str) -> OodSource:
+    """Return the source `mean` or `origin`: it needs no images."""
+    return OodSource(OodPrototype(name, 0, False, None))  # type: ignore[arg-type]
+
+
+def images_source(name: str, model: OrtModel, reading: Reading, progress: Progress = silent) -> OodSource:
+    """Return the source `images:DIR`: the mean feature of the user's own OOD images.
 
     Raises:
-        UsageError: another name.
         DatasetError: the folder cannot be used.
     """
-    if text.startswith("images:"):
-        open_dataset(text.removeprefix("images:"), "predicted")
-    elif text not in ("mean", "noise"):
-        raise UsageError(f"--ood-prototype {text!r} is unknown; expected mean, noise or images:DIR")
+    found = collect_features(open_dataset(name.removeprefix("images:"), "predicted"), model, reading, progress)
+    position = found.fit.class_sums.sum(axis=0) / found.fit.images
+    return OodSource(OodPrototype("images", found.fit.images, True, None), position, unreadable=found.unreadable)
+
+
+def noise_source(model: OrtModel, reading: Reading, progress: Progress = silent) -> OodSource:
+    """Return the source `noise`: the 10 least ID-like images (lowest logsumexp of the logits) of each round of 100."""
+    rng = np.random.default_rng(reading.seed)
+    kept = []
+    batch = 1 if next(iter(model.inputs.values()))[0] == 1 else NOISE_PER_ROUND
+    p = reading.preprocessing
+    for index in range(NOISE_ROUNDS):
+        frames = noise_images(rng, NOISE_PER_ROUND, p.height, p.width, p.channels)
+        runs = [
+            model.run({"image": frames[i : i + batch]}, [reading.space, "logits"]) for i in range(0, len(frames), batch)
+        ]
+        features = np.concatenate([run[reading.space] for run in runs]).astype(np.float64)
+        logits = np.concatenate([run["logits"] for run in runs]).astype(np.float64)
+        energy = np.logaddexp.reduce(logits, axis=1)
+        kept.append(features[np.argsort(energy, kind="stable")[:NOISE_KEPT]])
+        progress("noise images for the OOD prototype", index + 1, NOISE_ROUNDS)
+    position: Vector64 = np.concatenate(kept).mean(axis=0)
+    return OodSource(OodPrototype("noise", NOISE_ROUNDS * NOISE_KEPT, False, None), position)
 
 
 def noise_images(rng: np.random.Generator, count: int, height: int, width: int, channels: int) -> Frames:
@@ -87,23 +168,3 @@ def _blurred(images: np.ndarray, axis: int, size: int, sigma: np.ndarray) -> np.
     parts = (np.take(padded, range(i, i + length), axis=axis) * weights[:, i, None, None, None] for i in range(size))
     blurred: np.ndarray = np.stack(list(parts)).sum(axis=0)
     return blurred
-
-
-def _noise_prototype(model: OrtModel, reading: Reading, progress: Progress) -> Vector64:
-    """Mean feature of the 10 least ID-like images (lowest logsumexp of the logits) of each round of 100."""
-    rng = np.random.default_rng(reading.seed)
-    kept = []
-    batch = 1 if next(iter(model.inputs.values()))[0] == 1 else NOISE_PER_ROUND
-    p = reading.preprocessing
-    for index in range(NOISE_ROUNDS):
-        frames = noise_images(rng, NOISE_PER_ROUND, p.height, p.width, p.channels)
-        runs = [
-            model.run({"image": frames[i : i + batch]}, ["features", "logits"]) for i in range(0, len(frames), batch)
-        ]
-        features = np.concatenate([run["features"] for run in runs]).astype(np.float64)
-        logits = np.concatenate([run["logits"] for run in runs]).astype(np.float64)
-        energy = np.logaddexp.reduce(logits, axis=1)
-        kept.append(features[np.argsort(energy, kind="stable")[:NOISE_KEPT]])
-        progress("noise images for the OOD prototype", index + 1, NOISE_ROUNDS)
-    mean: Vector64 = np.concatenate(kept).mean(axis=0)
-    return mean

@@ -1,7 +1,8 @@
 """The spine: classifier -> features -> statistics -> head -> graph -> verify -> artifact."""
 
 import contextlib
-from dataclasses import dataclass, field, replace
+import hashlib
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -10,26 +11,33 @@ import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
 from grood_edge import __version__
-from grood_edge.arrays import Frames, InputFrame, Logits
+from grood_edge.arrays import Frames, Logits
 from grood_edge.artifact import artifact_bytes
+from grood_edge.conformal import DecisionRule
 from grood_edge.contract import Classifier, Contract
-from grood_edge.contract_reader import MAX_PROBES, MAX_TEXT, is_plain_name
-from grood_edge.errors import DatasetError, OutputError, UsageError
-from grood_edge.export.calibration import Promise
-from grood_edge.export.classifier import ClassifierGraph, ClassifierOptions, load_classifier
-from grood_edge.export.dataset import Dataset, LabelSource, open_dataset
+from grood_edge.export.classifier import ClassifierGraph
 from grood_edge.export.diagnosis import require_plausible_classes, require_plausible_preprocessing
-from grood_edge.export.features import MAX_ROWS, Reading
-from grood_edge.export.fit import (
-    FitOptions,
-    Passes,
-    calibrated,
-    coverage_warnings,
-    fit_statistics,
-    read_passes,
-)
+from grood_edge.export.fit import Passes, calibrated, coverage_warnings, fit_statistics, read_passes
 from grood_edge.export.graph import attach_head, base_model
-from grood_edge.export.ood_prototype import ood_source, require_known_source
+from grood_edge.export.inputs import (
+    ExportOptions,
+    Inputs,
+    fit_options,
+    open_inputs,
+    reading_of,
+    refuse_own_model,
+)
+from grood_edge.export.mixup import mixup_source
+from grood_edge.export.ood_prototype import (
+    AUTO,
+    COMBINATION,
+    OodSource,
+    images_source,
+    noise_source,
+    plain_source,
+    source_names,
+)
+from grood_edge.export.spool import SpoolPlan, remove_spools
 from grood_edge.export.verify import (
     HALF_LOGIT_TOLERANCE,
     LOGIT_TOLERANCE,
@@ -40,50 +48,16 @@ from grood_edge.export.verify import (
     run_frames,
     verification_frames,
 )
-from grood_edge.images import UnreadableImageError, find_images, load_image
 from grood_edge.onnx_proto import OPSET
 from grood_edge.ort import OrtModel, open_ort
-from grood_edge.preprocessing import (
-    PRESETS,
-    Preprocessing,
-    PreprocessingOptions,
-    preprocess_frame,
-    resolve_preprocessing,
-)
-from grood_edge.probes import make_probes, synthetic_frames
+from grood_edge.preprocessing import Preprocessing
+from grood_edge.probes import make_probes
 from grood_edge.progress import Progress, silent
 from grood_edge.publishing import check_output, publish
 from grood_edge.scoring import Head
 from grood_edge.stored_head import head_from_model
 
 __all__ = ["ExportOptions", "ExportReport", "export_model"]
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """How to export. The defaults suit a classifier with class folders.
-
-    calibration_data: images the network was never trained on; None splits or cross-fits `data`.
-    classes: names in the classifier's order; None takes the sorted folder names.
-    labels: `folder`, or `predicted` for unlabelled frames. ood_prototype: `mean`, `noise` or `images:DIR`.
-    bank: k-means rows; None keeps every gradient. alpha: accepted false-alarm rate. delta: the risk that the rate
-    is above alpha after all; None is 0.05 where a promise is possible. unseen: `data` was not trained on.
-    """
-
-    calibration_data: Any = None
-    classifier: ClassifierOptions = field(default_factory=ClassifierOptions)
-    preprocessing: PreprocessingOptions = field(default_factory=PreprocessingOptions)
-    classes: tuple[str, ...] | None = None
-    labels: LabelSource = "folder"
-    ood_prototype: str = "mean"
-    bank: int | None = None
-    alpha: float = 0.05
-    delta: float | None = None
-    unseen: bool = False
-    probes: Path | None = None
-    seed: int = 0
-    force: bool = False
-    allow_unreadable: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,24 +89,26 @@ def export_model(
     options = options or ExportOptions()
     out = Path(out)
     check_output(out, options.force)
-    _refuse_own_model(model, out)
-    fit_options = _fit_options(options)
-    inputs = _open_inputs(model, data, options, progress)
+    refuse_own_model(model, out)
+    fitting = fit_options(options)
+    inputs = open_inputs(model, data, options, progress)
     base = base_model(inputs.classifier, inputs.preprocessing)
-    bare = open_ort(base.SerializeToString())
-    passes = _read_passes(inputs, bare, options, progress)
-    reading = _reading(inputs, options, hold_out=False)
-    ood = ood_source(options.ood_prototype, bare, reading, progress)
+    graph = base.SerializeToString(deterministic=True)
+    bare = open_ort(graph)
+    passes = _read_passes(inputs, bare, options, graph, progress)
+    sources = _sources(base, bare, passes, (inputs, options), progress)
     progress("fitting statistics", 0, None)
-    fitted = fit_statistics(passes, inputs.classes, ood, fit_options, progress)
-    whole, calibration = calibrated(_attached(base, fitted.head), fitted)
+    fitted = fit_statistics(passes, inputs.classes, sources, fitting, progress)
+    whole, calibration = calibrated(_attached(base, fitted.head, options.space), fitted, inputs.classes, options.space)
     progress("fitting statistics", 1, 1)
     contract = Contract(
         classes=inputs.classes,
         preprocessing=inputs.preprocessing,
         classifier=_classifier_entry(inputs.classifier),
         precision="fp32",
-        ood_prototypes=(ood.entry,),
+        space=options.space,
+        selection=fitted.selection,
+        ood_prototypes=tuple(source.entry for source in fitted.sources),
         bank=fitted.bank,
         fit=fitted.fit,
         calibration=calibration,
@@ -143,47 +119,38 @@ def export_model(
     contract, verification = _verified(whole, contract, inputs, passes)
     progress("verifying", 1, 1)
     publish(artifact_bytes(whole, contract), out, options.force, check=reopen)
-    unreadable = passes.unreadable() + ood.unreadable
-    return ExportReport(out, contract, verification, unreadable, coverage_warnings(passes, inputs.classes))
+    if options.spool is not None:
+        remove_spools(options.spool)
+    unreadable = passes.unreadable() + tuple(entry for source in sources for entry in source.unreadable)
+    notes = passes.fit.notes + (passes.calibration.notes if passes.calibration is not None else ())
+    return ExportReport(out, contract, verification, unreadable, notes + coverage_warnings(passes, inputs.classes))
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """All that the user handed in, opened and checked before any long work."""
-
-    dataset: Dataset
-    calibration_data: Dataset | None
-    classifier: ClassifierGraph
-    classes: tuple[str, ...]
-    preprocessing: Preprocessing
-    probe_frames: list[tuple[str, InputFrame]]
-
-
-def _open_inputs(model: Any, data: Any, options: ExportOptions, progress: Progress) -> _Inputs:
-    require_known_source(options.ood_prototype)
-    dataset = open_dataset(data, options.labels, options.classes, options.seed)
-    if options.bank is None and (dataset.count or 0) > MAX_ROWS:
-        raise UsageError(f"--bank all holds at most {MAX_ROWS:,} rows for {dataset.count:,} images; use --bank N")
-    calibration_data = _calibration_dataset(options)
-    progress("loading the classifier", 0, None)
-    classifier = _classifier(model, options)
-    progress("loading the classifier", 1, 1)
-    classes = _class_names(dataset, options.classes, classifier.class_count)
-    preprocessing = resolve_preprocessing(
-        options.preprocessing, classifier.channels, (classifier.height, classifier.width)
-    )
-    probe_frames = _probe_frames(options.probes, preprocessing)
-    return _Inputs(dataset, calibration_data, classifier, classes, preprocessing, probe_frames)
+def _sources(
+    base: ModelProto, bare: OrtModel, passes: Passes, asked: tuple[Inputs, ExportOptions], progress: Progress
+) -> tuple[OodSource, ...]:
+    """Make the OOD prototypes that were asked for; for `auto` those of the combination."""
+    inputs, options = asked
+    reading = reading_of(inputs, options, hold_out=False)
+    names = source_names(options.ood_prototype)
+    sources = []
+    for name in COMBINATION if names == (AUTO,) else names:
+        if name == "mixup":
+            sources.append(mixup_source(base, passes.fit, reading, options.mixup_layer, progress))
+        elif name == "noise":
+            sources.append(noise_source(bare, reading, progress))
+        elif name.startswith("images:"):
+            sources.append(images_source(name, bare, reading, progress))
+        else:
+            sources.append(plain_source(name))
+    return tuple(sources)
 
 
-def _reading(inputs: _Inputs, options: ExportOptions, hold_out: bool) -> Reading:
-    count = inputs.classifier.class_count
-    return Reading(inputs.preprocessing, count, hold_out, options.seed, options.allow_unreadable)
-
-
-def _read_passes(inputs: _Inputs, bare: OrtModel, options: ExportOptions, progress: Progress) -> Passes:
+def _read_passes(inputs: Inputs, bare: OrtModel, options: ExportOptions, graph: bytes, progress: Progress) -> Passes:
     """Run the classifier over all images, and stop when something else fits them clearly better."""
-    reading = _reading(inputs, options, hold_out=inputs.calibration_data is None)
+    reading = reading_of(inputs, options, hold_out=inputs.calibration_data is None)
+    if options.spool is not None:
+        reading = replace(reading, spool=SpoolPlan(options.spool, hashlib.sha256(graph).hexdigest()))
     passes = read_passes(inputs.dataset, inputs.calibration_data, bare, reading, progress)
     if options.labels == "folder":
         require_plausible_classes(passes.everything().confusion, inputs.classes)
@@ -192,14 +159,13 @@ def _read_passes(inputs: _Inputs, bare: OrtModel, options: ExportOptions, progre
     return passes
 
 
-def _verified(whole: bytes, contract: Contract, inputs: _Inputs, passes: Passes) -> tuple[Contract, Verification]:
+def _verified(whole: bytes, contract: Contract, inputs: Inputs, passes: Passes) -> tuple[Contract, Verification]:
     """Record the probes, and hold the graph against its definition and against the bare classifier."""
     session = open_ort(whole)
     probes = make_probes(
         inputs.probe_frames,
         lambda frames: run_frames(session, frames, len(frames)),
-        contract.calibration.sorted_scores(),
-        contract.calibration.k,
+        contract,
         head_from_model(whole),
     )
     contract = replace(contract, probes=probes)
@@ -222,58 +188,10 @@ def tool_versions(extra: tuple[str, ...] = ()) -> dict[str, str]:
     return versions
 
 
-def _attached(base: ModelProto, head: Head) -> bytes:
+def _attached(base: ModelProto, head: Head, space: str) -> bytes:
     """Serialise base and head, with an empty calibration that `calibrated` replaces."""
-    whole = attach_head(base, head, np.zeros(1, np.float32), 1)
-    return bytes(whole.SerializeToString(deterministic=True))
-
-
-def _refuse_own_model(model: Any, out: Path) -> None:
-    if isinstance(model, str | Path) and Path(model).exists() and Path(model).resolve() == out.resolve():
-        raise OutputError(f"{out} is the classifier itself; choose another output, so that the classifier is kept")
-
-
-def _fit_options(options: ExportOptions) -> FitOptions:
-    if options.calibration_data is None and not options.unseen:
-        Promise(options.alpha, options.delta, "seen-in-training", "split").usable_delta()
-    return FitOptions(
-        labels=options.labels,
-        bank=options.bank,
-        alpha=options.alpha,
-        delta=options.delta,
-        unseen=options.unseen,
-        seed=options.seed,
-    )
-
-
-def _calibration_dataset(options: ExportOptions) -> Dataset | None:
-    if options.calibration_data is None:
-        return None
-    return open_dataset(options.calibration_data, "predicted", None, options.seed)
-
-
-def _classifier(model: Any, options: ExportOptions) -> ClassifierGraph:
-    size = options.preprocessing.input_size
-    preset = PRESETS.get(options.preprocessing.preset or "")
-    if size is None and preset is not None and preset.size is not None:
-        size = (preset.size, preset.size)
-    return load_classifier(model, replace(options.classifier, input_size=size))
-
-
-def _class_names(dataset: Dataset, given: tuple[str, ...] | None, count: int) -> tuple[str, ...]:
-    names = given or dataset.classes or tuple(f"class_{i}" for i in range(count))
-    if len(names) != count:
-        what = f"{len(names)} class names were given" if given else f"{dataset.name} has {len(names)} class folders"
-        raise DatasetError(
-            f"{what}, but the classifier has {count} outputs; expected one name an output. Give all names in the "
-            "classifier's order with --classes FILE; folders may then cover a part of them"
-        )
-    unprintable = next((name for name in names if not is_plain_name(name)), None)
-    if unprintable is not None:
-        raise DatasetError(
-            f"the class name {unprintable!r} has control characters, or is empty or longer than {MAX_TEXT} characters"
-        )
-    return names
+    empty = DecisionRule((np.zeros(1, np.float32),), (1,), np.zeros(1, np.int32))
+    return bytes(attach_head(base, head, space, empty).SerializeToString(deterministic=True))
 
 
 def _classifier_entry(classifier: ClassifierGraph) -> Classifier:
@@ -288,16 +206,6 @@ def _classifier_entry(classifier: ClassifierGraph) -> Classifier:
         logits_tensor=classifier.logits_tensor,
         dimension=classifier.dimension,
     )
-
-
-def _probe_frames(folder: Path | None, preprocessing: Preprocessing) -> list[tuple[str, InputFrame]]:
-    if folder is None:
-        return synthetic_frames(preprocessing)
-    try:
-        paths = find_images(folder)[:MAX_PROBES]
-        return [(path.name, preprocess_frame(load_image(path), preprocessing)) for path in paths]
-    except UnreadableImageError as error:
-        raise DatasetError(f"a probe image in {folder} cannot be read: {error}") from error
 
 
 def _classifier_logits(classifier: ClassifierGraph, preprocessing: Preprocessing, frames: Frames) -> Logits:

@@ -10,24 +10,25 @@ from typing import Any
 import numpy as np
 
 from grood_edge.artifact import Artifact, artifact_bytes, read_artifact
-from grood_edge.contract import Contract, Probe
+from grood_edge.contract import Contract, OodPrototype, Probe
+from grood_edge.contract_reader import MAX_SKETCH
 from grood_edge.errors import DatasetError
 from grood_edge.export.calibration import Promise
 from grood_edge.export.dataset import LabelSource, open_dataset
 from grood_edge.export.features import Reading
-from grood_edge.export.fit import FitOptions, Fitted, Passes, calibrated, fit_statistics, read_passes
+from grood_edge.export.fit import BankSize, FitOptions, Fitted, Passes, calibrated, fit_statistics, read_passes
 from grood_edge.export.ood_prototype import OodSource
 from grood_edge.export.verify import Verification, reopen, require_equal_scores, run_frames, verification_frames
 from grood_edge.ort import OrtModel, open_ort
 from grood_edge.probes import decode_png, make_probes
 from grood_edge.progress import Progress, silent
 from grood_edge.publishing import check_output, publish
-from grood_edge.scoring import Head, nearest_gap
+from grood_edge.scoring import Head, OodHead
 from grood_edge.stored_head import head_from_model, head_tensors, model_with_tensors
 
 __all__ = ["RecalibrateOptions", "RecalibrateReport", "recalibrate"]
 
-SAME_GRADIENT = 1e-5  # of E: float32 keeps an image's own bank row within 1e-6, other images are above 1e-4
+ARTIFACTS_OWN = "as in the artifact"  # sources are kept, not chosen again: the graph has nodes for them
 KNOWN_LIMIT = 0.01
 
 
@@ -35,13 +36,16 @@ KNOWN_LIMIT = 0.01
 class RecalibrateOptions:
     """How to recalibrate. alpha and delta: None keeps the artifact's own (delta 0.05 where it has none).
 
-    threshold_only: keep prototypes and bank, replace the calibration scores alone.
+    threshold_only: keep prototypes and bank, replace the calibration scores alone. marginal: alpha on average, without
+    a confidence. per_class: p-values by predicted class.
     """
 
     threshold_only: bool = False
     labels: LabelSource = "folder"
     alpha: float | None = None
     delta: float | None = None
+    marginal: bool = False
+    per_class: bool = False
     seed: int = 0
     force: bool = False
     allow_unreadable: bool = False
@@ -88,8 +92,15 @@ def recalibrate(
         data, "predicted" if options.threshold_only else options.labels, before.classes, options.seed
     )
     model = open_ort(artifact.model)
+    refit = not options.threshold_only
     reading = Reading(
-        before.preprocessing, len(before.classes), not options.threshold_only, options.seed, options.allow_unreadable
+        before.preprocessing,
+        len(before.classes),
+        hold_out=refit,
+        seed=options.seed,
+        allow_unreadable=options.allow_unreadable,
+        space=before.space,
+        stratified=refit,
     )
     passes = read_passes(dataset, None, model, reading, progress)
     _require_new_images(artifact, passes)
@@ -98,7 +109,7 @@ def recalibrate(
     stored = artifact.model
     if not options.threshold_only:
         stored = model_with_tensors(stored, head_tensors(fitted.head))
-    stored, calibration = calibrated(stored, fitted)
+    stored, calibration = calibrated(stored, fitted, before.classes, before.space)
     progress("fitting statistics", 1, 1)
     contract = replace(before, calibration=calibration, bank=fitted.bank, fit=fitted.fit)
     session = open_ort(stored)
@@ -112,28 +123,38 @@ def recalibrate(
 def _require_new_images(artifact: Artifact, passes: Passes) -> None:
     """Refuse images that the artifact was fitted on: they would turn "no guarantee" into a false one.
 
-    The same set is found by its digest, a part of it by gradients that stand in the bank (a k-means bank hides them).
+    The contract keeps the smallest hashes of the fit images; new images with hashes as small must not be among them.
 
     Raises:
         DatasetError: says how many of the images are known.
     """
-    features = passes.everything().features.astype(np.float64)
-    known = int((nearest_gap(features, head_from_model(artifact.model)) < SAME_GRADIENT).sum())
-    if passes.fit.digest == artifact.contract.fit.data_digest:
-        known = len(features)
-    if known > KNOWN_LIMIT * len(features):
+    sketch, fit = artifact.contract.fit.sketch_hashes(), artifact.contract.fit
+    hashes = passes.fit.frame_hashes
+    whole = sketch.size >= fit.images or sketch.size < MAX_SKETCH
+    covered = hashes if whole else hashes[hashes <= sketch[-1]]
+    known = int(np.isin(covered, sketch).sum())
+    if known > KNOWN_LIMIT * len(covered):
+        of = "images" if whole else f"images looked at (a sample of {len(hashes)})"
         raise DatasetError(
-            f"{known} of {len(features)} images are among those that this artifact was fitted on; their scores say "
+            f"{known} of {len(covered)} {of} are among those that this artifact was fitted on; their scores say "
             "nothing about new frames. Give images that neither the network nor the artifact has seen"
         )
 
 
 def _fit_options(before: Contract, options: RecalibrateOptions) -> FitOptions:
+    bank: BankSize = before.bank.rows if before.bank.choice == "kmeans" else before.bank.choice
+    calibration = before.calibration
     return FitOptions(
+        ood_prototype=before.selection.asked,
+        bank=bank,
+        bank_dtype=before.bank.dtype,
+        space=before.space,
+        keep_paths=bool(before.bank.paths),
         labels=options.labels,
-        bank=before.bank.rows if before.bank.choice == "kmeans" else None,
-        alpha=before.calibration.alpha if options.alpha is None else options.alpha,
-        delta=before.calibration.delta if options.delta is None else options.delta,
+        alpha=calibration.alpha if options.alpha is None else options.alpha,
+        delta=None if options.marginal else calibration.delta if options.delta is None else options.delta,
+        marginal=options.marginal,
+        per_class=options.per_class,
         unseen=True,
         seed=options.seed,
     )
@@ -142,23 +163,33 @@ def _fit_options(before: Contract, options: RecalibrateOptions) -> FitOptions:
 def _fitted(artifact: Artifact, passes: Passes, threshold_only: bool, fit_options: FitOptions) -> Fitted:
     before = artifact.contract
     head = head_from_model(artifact.model)
-    if threshold_only:
-        return Fitted(
-            head=head,
-            bank=before.bank,
-            fit=before.fit,
-            promise=Promise(fit_options.alpha, fit_options.delta, "unseen", "separate"),
-            calibration_digest=passes.fit.digest,
-            calibration_features=passes.fit.fit.features,
-            calibration_scores=None,
-        )
-    (entry,) = before.ood_prototypes
-    position = None if entry.source == "mean" else head.only().prototype
-    return fit_statistics(passes, before.classes, OodSource(entry, position), fit_options)
+    sources = tuple(map(_kept_source, before.ood_prototypes, head.ood_heads))
+    if not threshold_only:
+        as_before = replace(fit_options, ood_prototype=ARTIFACTS_OWN)
+        return replace(fit_statistics(passes, before.classes, sources, as_before), selection=before.selection)
+    promise = Promise(
+        fit_options.alpha, fit_options.delta, "unseen", "separate", fit_options.marginal, fit_options.per_class
+    )
+    return Fitted(
+        head=head,
+        sources=sources,
+        selection=before.selection,
+        bank=before.bank,
+        fit=before.fit,
+        promise=promise,
+        calibration_digest=passes.fit.digest,
+        calibration_classes=passes.fit.fit.predictions,
+        calibration_rows=passes.fit.fit.features,
+        calibration_scores=None,
+    )
+
+
+def _kept_source(entry: OodPrototype, ood_head: OodHead) -> OodSource:
+    """The prototypes of mean and origin follow from the class prototypes; the others stay where they are."""
+    return OodSource(entry, None if entry.source in ("mean", "origin") else ood_head.prototype)
 
 
 def _again(session: OrtModel, contract: Contract, head: Head) -> tuple[Probe, ...]:
     """Record the same probe frames with the outputs that they give now."""
     frames = [(probe.name, decode_png(probe.png, contract.preprocessing)) for probe in contract.probes]
-    scores, rank = contract.calibration.sorted_scores(), contract.calibration.k
-    return make_probes(frames, lambda batch: run_frames(session, batch, len(batch)), scores, rank, head)
+    return make_probes(frames, lambda batch: run_frames(session, batch, len(batch)), contract, head)

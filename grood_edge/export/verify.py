@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from grood_edge.arrays import Flags, Frames, Logits, Scores64
+from grood_edge.arrays import Features64, Flags, Frames, Logits, Scores64
 from grood_edge.artifact import read_artifact
-from grood_edge.conformal import count_at_least
 from grood_edge.contract import Contract
 from grood_edge.errors import VerificationError
 from grood_edge.export.dataset import Sample
@@ -15,7 +14,7 @@ from grood_edge.ort import OrtModel, open_ort
 from grood_edge.outputs import Outputs, outputs_from_arrays, select_rows
 from grood_edge.preprocessing import Preprocessing, preprocess_frame
 from grood_edge.probes import synthetic_frames
-from grood_edge.scoring import MIN_RELATIVE_GAP, nearest_gap, ood_scores
+from grood_edge.scoring import MIN_RELATIVE_GAP, Head, SeenBank, nearest_rows
 from grood_edge.stored_head import head_from_model
 
 __all__ = [
@@ -35,6 +34,7 @@ LOGIT_TOLERANCE = 1e-5  # relative to the largest logit: float32, one more fusio
 HALF_LOGIT_TOLERANCE = 5e-3  # the same for a float16 classifier: 11 bits, rounded in other places after other fusions
 SCORE_TOLERANCE = 2e-4  # float32 head against float64, where E = S^2 / max(s, s_i)^2 > MIN_GAP, or
 DISTANCE_ROUNDING = 5e-7  # times |h - p_ood| / sqrt(E), if that is more: 8 roundings of the distances behind log s
+COSINE_ROUNDING = 5e-7  # times the condition of the expanded (h - p).(b - p), over E: it is a sum of four products
 MIN_GAP = 1e-3  # nearer to a bank row float32 carries no score that precise, and decisions alone are compared
 GAP_ROUNDING = 2e-6  # what float32 unit rows may add to E or take from it: 4e-7 seen, times five
 
@@ -79,18 +79,14 @@ def require_equal_scores(model: OrtModel, stored: bytes, contract: Contract, fra
     largest, worst, compared, flips = 0.0, 0.0, 0, 0
     for batch in batches:
         outputs = run_frames(model, frames, batch)
-        _require_validity(outputs)
+        _require_validity(outputs, contract.space)
         outputs = select_rows(outputs, outputs.valid)
-        features = outputs.features.astype(np.float64)
-        expected, gap = ood_scores(features, head), nearest_gap(features, head)
-        errors = np.abs(outputs.ood_score - expected)
-        distance = np.linalg.norm(features - head.only().prototype, axis=1)
-        limits = np.maximum(SCORE_TOLERANCE, DISTANCE_ROUNDING * distance / np.sqrt(gap))
-        comparable = gap > MIN_GAP
-        largest = max(largest, float(errors[comparable].max(initial=0.0)))
-        worst = max(worst, float((errors / limits)[comparable].max(initial=0.0)))
-        compared = int(comparable.sum())
-        flips += _flips(outputs.is_ood, expected, gap, contract)
+        expected = _expected(getattr(outputs, contract.space).astype(np.float64), head)
+        errors = np.abs(outputs.ood_score - expected.score)
+        largest = max(largest, float(errors[expected.comparable].max(initial=0.0)))
+        worst = max(worst, float((errors / expected.limit)[expected.comparable].max(initial=0.0)))
+        compared = int(expected.comparable.sum())
+        flips += _flips(outputs, expected, contract)
     if compared == 0:
         raise VerificationError(
             "no frame's score can be compared: all frames give the same gradients. Check the classifier's weights and "
@@ -105,11 +101,53 @@ def require_equal_scores(model: OrtModel, stored: bytes, contract: Contract, fra
     return Verification(len(frames), 0.0, largest, compared, flips)
 
 
-def _require_validity(outputs: Outputs) -> None:
+@dataclass(frozen=True)
+class _Expected:
+    """The definition's scores float64 `[n]`, between which bounds float32 may fall, and how far it may be off.
+
+    `comparable`: far enough from every bank row for numbers to be compared.
+    """
+
+    score: Scores64
+    lowest: Scores64
+    highest: Scores64
+    limit: Scores64
+    comparable: Flags
+
+
+def _expected(features: Features64, head: Head) -> _Expected:
+    center = head.prototypes.mean(axis=0)
+    length = np.linalg.norm(features - center, axis=1)
+    totals = np.zeros((4, len(features)))
+    comparable = np.ones(len(features), bool)
+    for ood_head, nearest in zip(head.ood_heads, nearest_rows(features, head), strict=True):
+        prototype = ood_head.prototype - center
+        seen = SeenBank.of(head.bank - center, prototype)
+        distance = np.maximum(np.linalg.norm(features - ood_head.prototype, axis=1), seen.least)
+        condition = np.zeros(len(features))
+        if len(head.bank):  # how much larger than (h - p).(b - p) the terms are that it is the sum of
+            rows = np.linalg.norm(head.bank[nearest.row] - center, axis=1)
+            reach = np.linalg.norm(prototype)
+            condition = (length + reach) * (rows + reach) / (distance * seen.lengths[nearest.row])
+        rounding = GAP_ROUNDING * np.maximum(1.0, condition)
+        below = 0.5 * np.log(np.maximum(nearest.gap - rounding, MIN_RELATIVE_GAP) / nearest.gap)
+        above = 0.5 * np.log((nearest.gap + rounding) / nearest.gap)
+        of_distance = DISTANCE_ROUNDING * distance
+        limit = np.maximum(SCORE_TOLERANCE, of_distance / np.sqrt(nearest.gap))
+        limit = np.maximum(limit, COSINE_ROUNDING * condition / nearest.gap)
+        low, high = nearest.score + below - of_distance, nearest.score + above + of_distance
+        scores = (nearest.score, low, high)
+        totals[:3] += np.stack([ood_head.score_map(score) for score in scores])
+        totals[3] += limit * np.maximum(ood_head.score_map.slope_at(low), ood_head.score_map.slope_at(high))
+        comparable &= nearest.gap > MIN_GAP
+    return _Expected(totals[0], totals[1], totals[2], totals[3], comparable)
+
+
+def _require_validity(outputs: Outputs, space: str) -> None:
     """A synthetic frame may overflow the network; then, and only then, it must be invalid and OOD."""
     with np.errstate(over="ignore", invalid="ignore"):
-        squares = (outputs.features**2).sum(axis=1)
-    finite = np.isfinite(squares) & np.isfinite(outputs.logits).all(axis=1)
+        squares = (getattr(outputs, space) ** 2).sum(axis=1)
+    finite = np.isfinite(squares) & np.isfinite(outputs.features).all(axis=1) & np.isfinite(outputs.logits).all(axis=1)
     if (outputs.valid != finite).any() or (~outputs.valid & ~outputs.is_ood).any():
         raise VerificationError(
             "the artifact's outputs 'valid' and 'is_ood' do not say which features and logits are finite; nothing was "
@@ -117,14 +155,13 @@ def _require_validity(outputs: Outputs) -> None:
         )
 
 
-def _flips(is_ood: Flags, expected: Scores64, gap: Scores64, contract: Contract) -> int:
+def _flips(outputs: Outputs, expected: _Expected, contract: Contract) -> int:
     """Count decisions that differ from the definition's by more than one rank, and by more than float32 explains."""
-    scores, k = contract.calibration.sorted_scores(), contract.calibration.k
-    lowest = expected + 0.5 * np.log(np.maximum(gap - GAP_ROUNDING, MIN_RELATIVE_GAP) / gap)
-    highest = expected + 0.5 * np.log((gap + GAP_ROUNDING) / gap)
-    may_be_ood = count_at_least(scores, highest.astype(np.float32)) <= k
-    may_be_id = count_at_least(scores, lowest.astype(np.float32)) >= k - 1
-    return int(np.where(is_ood, ~may_be_ood, ~may_be_id).sum())
+    rule = contract.calibration.rule(len(contract.classes))
+    ranks = rule.ranks_of(outputs.class_id)
+    may_be_ood = rule.counts(expected.highest.astype(np.float32), outputs.class_id) <= ranks
+    may_be_id = rule.counts(expected.lowest.astype(np.float32), outputs.class_id) >= ranks - 1
+    return int(np.where(outputs.is_ood, ~may_be_ood, ~may_be_id).sum())
 
 
 def run_frames(model: OrtModel, frames: Frames, batch: int) -> Outputs:

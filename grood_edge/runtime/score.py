@@ -26,7 +26,10 @@ _PARQUET_ROWS = 4096
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """One image. `logit_margin` is the largest logit less the second, None where the logits are not finite."""
+    """One image. `logit_margin` is the largest logit less the second, None where the logits are not finite.
+
+    The last four are there with `explain`: see `explain.Reason`; `log_s` is the largest over the OOD prototypes.
+    """
 
     path: str
     class_id: int
@@ -36,6 +39,10 @@ class ScoreRow:
     p_value: float
     is_ood: bool
     valid: bool
+    nearest_class: str | None = None
+    log_s: float | None = None
+    bank_class: str | None = None
+    bank_path: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,8 +70,9 @@ def score_images(
     write: Write,
     batch_size: int = 32,
     progress: Progress = silent,
+    explain: bool = False,
 ) -> ScoreSummary:
-    """Score every image of the sources, in order, and hand each row to `write`.
+    """Score every image of the sources, in order, and hand each row to `write`; with `explain`, reasons as well.
 
     Raises:
         DatasetError: a source is missing or empty.
@@ -79,7 +87,7 @@ def score_images(
     classes: Counter[str] = Counter()
     flagged = invalid = done = 0
     for names, frames in _batches(parts, session.contract.preprocessing, batch_size, unreadable):
-        for row in _rows(session, names, frames):
+        for row in _rows(session, names, frames, explain):
             write(row)
             flagged += row.is_ood
             invalid += not row.valid
@@ -152,13 +160,27 @@ def _batches(
         yield names, frames
 
 
-def _rows(session: Session, names: list[str], frames: list[InputFrame]) -> Iterator[ScoreRow]:
-    outputs = session.infer(frames)
+def _rows(session: Session, names: list[str], frames: list[InputFrame], explain: bool) -> Iterator[ScoreRow]:
+    outputs = session.infer_prepared(np.stack(frames))
     top_two = np.partition(outputs.logits, -2, axis=1)[:, -2:]
     with np.errstate(invalid="ignore"):
         margins = top_two[:, 1] - top_two[:, 0]
-    for name, margin, verdict in zip(names, margins, session.verdicts(outputs), strict=True):
-        yield ScoreRow(name, logit_margin=float(margin) if np.isfinite(margin) else None, **asdict(verdict))
+    for name, margin, verdict in zip(names, margins, session.verdicts(outputs, explain), strict=True):
+        reason = verdict.reason
+        yield ScoreRow(
+            path=name,
+            class_id=verdict.class_id,
+            class_name=verdict.class_name,
+            logit_margin=float(margin) if np.isfinite(margin) else None,
+            ood_score=verdict.ood_score,
+            p_value=verdict.p_value,
+            is_ood=verdict.is_ood,
+            valid=verdict.valid,
+            nearest_class=reason.nearest_class if reason else None,
+            log_s=max(reason.log_s.values()) if reason else None,
+            bank_class=reason.bank_class if reason else None,
+            bank_path=reason.bank_path if reason else None,
+        )
 
 
 @contextmanager
@@ -183,7 +205,7 @@ def _parquet(path: Path, force: bool) -> Iterator[Write]:
     except ImportError as error:
         raise MissingExtraError("pyarrow", "parquet", "Writing .parquet") from error
     kinds: dict[str, Any] = {"class_id": pa.int32(), "is_ood": pa.bool_(), "valid": pa.bool_()}
-    kinds |= dict.fromkeys(("logit_margin", "ood_score", "p_value"), pa.float32())
+    kinds |= dict.fromkeys(("logit_margin", "ood_score", "p_value", "log_s"), pa.float32())
     schema = pa.schema([(field.name, kinds.get(field.name, pa.string())) for field in fields(ScoreRow)])
     pending: list[dict[str, object]] = []
     with published(path, force) as temporary, pq.ParquetWriter(temporary, schema) as writer:

@@ -1,6 +1,6 @@
 """A session: frames in, verdicts out, at one alpha."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -8,15 +8,17 @@ from typing import Literal
 
 import numpy as np
 
-from grood_edge.arrays import Flags, Frame, Scores
+from grood_edge.arrays import Flags, Frame, Frames
 from grood_edge.artifact import Artifact, read_artifact
-from grood_edge.conformal import count_at_least, rank_for
 from grood_edge.contract import Contract
-from grood_edge.errors import BackendError, FrameError, UsageError
+from grood_edge.errors import ArtifactError, BackendError, FrameError, UsageError
 from grood_edge.outputs import Outputs, concatenated
 from grood_edge.preprocessing import preprocess_frame
 from grood_edge.runtime.backend import Backend
+from grood_edge.runtime.explain import Reason, reasons
 from grood_edge.runtime.onnxrt import OnnxRuntimeBackend
+from grood_edge.scoring import Head
+from grood_edge.stored_head import head_from_model
 
 __all__ = ["Session", "Verdict", "open_session"]
 
@@ -28,7 +30,7 @@ class Verdict:
     """What the artifact says about one frame, at the session's alpha.
 
     `ood_score`: higher = more OOD. `p_value`: small = OOD. `valid` is False when the network's features or logits
-    were not finite; `is_ood` is then True.
+    were not finite; `is_ood` is then True. `reason` is there when it was asked for and the frame is valid.
     """
 
     class_id: int
@@ -37,46 +39,57 @@ class Verdict:
     p_value: float
     is_ood: bool
     valid: bool
+    reason: Reason | None = None
 
 
 class Session:
     """An open artifact. Use it in a `with` block, from one thread at a time.
 
     `alpha` decides: the artifact's own, or another one for which the rank k is computed anew from the
-    calibration scores in the contract.
+    calibration scores in the contract (`rule`). `load_head` reads the statistics when a reason is first asked for.
     """
 
-    def __init__(self, artifact: Artifact, backend: Backend, alpha: float | None = None, color: Color = "rgb") -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        backend: Backend,
+        alpha: float | None = None,
+        color: Color = "rgb",
+        load_head: Callable[[], Head] | None = None,
+    ) -> None:
         if color not in ("rgb", "bgr"):
             raise UsageError(f"color is {color!r}; expected 'rgb' or 'bgr', the channel order of the frames")
         self.contract: Contract = artifact.contract
         self.backend = backend
         calibration = artifact.contract.calibration
         self.alpha = calibration.alpha if alpha is None else alpha
-        self.rank = calibration.k if alpha is None else rank_for(alpha, calibration.delta, calibration.n)
-        self._scores = calibration.sorted_scores()
+        self.rule = calibration.rule(len(artifact.contract.classes), alpha)
+        self._load_head = load_head or (lambda: head_from_model(artifact.model))
+        self._head: Head | None = None
         self._color = color
         p = artifact.contract.preprocessing
         self._shape = (p.height, p.width, p.channels)
         self._single = artifact.contract.classifier.batch == "1"
 
-    def predict(self, frame: Frame) -> Verdict:
+    def predict(self, frame: Frame, explain: bool = False) -> Verdict:
         """Return the verdict for one frame, uint8 `[h, w, 3]`, `[h, w, 1]` or `[h, w]`, any size.
+
+        With `explain`, its `reason` as well.
 
         Raises:
             FrameError: another dtype or shape.
             BackendError: the device failed.
         """
-        return self.predict_batch([frame])[0]
+        return self.predict_batch([frame], explain)[0]
 
-    def predict_batch(self, frames: Sequence[Frame] | np.ndarray) -> list[Verdict]:
+    def predict_batch(self, frames: Sequence[Frame] | np.ndarray, explain: bool = False) -> list[Verdict]:
         """Return one verdict a frame; the frames may have different sizes.
 
         Raises:
             FrameError: no frames, or one of another dtype or shape.
             BackendError: the device failed.
         """
-        return self.verdicts(self.infer(frames))
+        return self.verdicts(self.infer(frames), explain)
 
     def infer(self, frames: Sequence[Frame] | np.ndarray) -> Outputs:
         """Resize and crop the frames as the contract says, run the graph, and return its raw outputs.
@@ -96,17 +109,30 @@ class Session:
             if self._color == "bgr" and array.ndim == 3 and array.shape[2] == 3:
                 array = array[..., ::-1]
             batch[index] = preprocess_frame(array, self.contract.preprocessing)
-        if not self._single:
-            return self.backend.run(batch)
-        runs = [self.backend.run(batch[i : i + 1]) for i in range(len(batch))]
-        return concatenated(runs)
+        return self.infer_prepared(batch)
 
-    def is_ood(self, scores: Scores, valid: Flags) -> Flags:
+    def infer_prepared(self, frames: Frames) -> Outputs:
+        """Run frames that are already resized and cropped, uint8 `[n, height, width, channels]` of the graph's input.
+
+        Raises:
+            FrameError: another dtype or shape.
+            BackendError: the device failed.
+        """
+        if frames.dtype != np.uint8 or frames.shape[1:] != self._shape or len(frames) == 0:
+            raise FrameError(
+                f"prepared frames are {frames.dtype} {list(frames.shape)}; expected uint8 [n, {self._shape[0]}, "
+                f"{self._shape[1]}, {self._shape[2]}]. For frames of any size use infer"
+            )
+        if not self._single:
+            return self.backend.run(frames)
+        return concatenated([self.backend.run(frames[i : i + 1]) for i in range(len(frames))])
+
+    def is_ood(self, outputs: Outputs) -> Flags:
         """Decide at the session's alpha: not valid, or at most k - 1 calibration scores are >= the score."""
-        decision: Flags = ~valid | (count_at_least(self._scores, scores) < self.rank)
+        decision: Flags = ~outputs.valid | self.rule.is_alarm(outputs.ood_score, outputs.class_id)
         return decision
 
-    def verdicts(self, outputs: Outputs) -> list[Verdict]:
+    def verdicts(self, outputs: Outputs, explain: bool = False) -> list[Verdict]:
         """Return the verdicts for raw outputs, at the session's alpha.
 
         Raises:
@@ -115,7 +141,8 @@ class Session:
         if outputs.logits.shape[1] != len(self.contract.classes):
             found, expected = outputs.logits.shape[1], len(self.contract.classes)
             raise BackendError(f"the backend gives {found} logits, but the contract names {expected} classes")
-        decisions = self.is_ood(outputs.ood_score, outputs.valid)
+        decisions = self.is_ood(outputs)
+        behind = self._reasons(outputs) if explain else [None] * len(outputs)
         return [
             Verdict(
                 class_id=int(outputs.class_id[i]),
@@ -124,9 +151,15 @@ class Session:
                 p_value=float(outputs.p_value[i]),
                 is_ood=bool(decisions[i]),
                 valid=bool(outputs.valid[i]),
+                reason=behind[i],
             )
             for i in range(len(outputs))
         ]
+
+    def _reasons(self, outputs: Outputs) -> list[Reason | None]:
+        if self._head is None:
+            self._head = self._load_head()
+        return reasons(outputs, self.contract, self._head)
 
     def close(self) -> None:
         """Release the backend."""
@@ -170,4 +203,12 @@ def open_session(
     artifact = read_artifact(Path(path))
     if backend is None:
         backend = OnnxRuntimeBackend(artifact, provider, threads)
-    return Session(artifact, backend, alpha, color)
+    digest = artifact.graph_digest  # the bytes are let go: on a small device they are as large as the network
+
+    def load_head() -> Head:
+        again = read_artifact(Path(path))
+        if again.graph_digest != digest:
+            raise ArtifactError(f"{path} was replaced since the session was opened; open the session again")
+        return head_from_model(again.model)
+
+    return Session(artifact, backend, alpha, color, load_head)

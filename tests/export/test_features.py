@@ -15,6 +15,7 @@ from PIL import Image
 from grood_edge.demo.images import DemoImages
 from grood_edge.errors import ClassifierError, DatasetError
 from grood_edge.export import features as features_module
+from grood_edge.export import kept_frames
 from grood_edge.export.classifier import ClassifierOptions, graph_from_onnx
 from grood_edge.export.dataset import Dataset, Sample, open_dataset
 from grood_edge.export.features import Reading, collect_features, merged, rows_of
@@ -121,43 +122,91 @@ def test_every_fifth_image_of_each_class_is_held_out(model: OrtModel) -> None:
     whole = collect_features(open_dataset(in_batches(frames, labels), "folder"), model, READING)
     np.testing.assert_allclose(everything.class_sums, whole.fit.class_sums, rtol=1e-12)
     np.testing.assert_array_equal(everything.class_counts, whole.fit.class_counts)
+    assert everything.names == found.fit.names + found.held_out.names
+    np.testing.assert_array_equal(everything.labels, [labels[int(name[6:])] for name in everything.names])
     assert (everything.images, everything.confusion) == (whole.fit.images, whole.fit.confusion)
     assert found.digest == whole.digest
 
 
-def test_reservoir_keeps_a_bounded_sample_with_its_labels(model: OrtModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features_module, "MAX_ROWS", 40)
+def test_kept_rows_are_a_bounded_sample_with_their_labels_and_names(model: OrtModel) -> None:
     frames, labels = coloured_frames(300)
-    found = collect_features(open_dataset(in_batches(frames, labels), "folder"), model, READING)
-    table = found.fit
+    reading = replace(READING, max_rows=40)
+    table = collect_features(open_dataset(in_batches(frames, labels), "folder"), model, reading).fit
     assert table.features.shape == (40, 3)
     assert table.images == 300
     np.testing.assert_array_equal(table.class_counts, np.bincount(labels, minlength=3))  # of all images
-    everything = frames.mean(axis=(1, 2)).astype(np.float32)
-    which = [int(np.abs(everything - row).sum(axis=1).argmin()) for row in table.features]
-    np.testing.assert_allclose(table.features, everything[which], rtol=1e-5)
+    which = np.array([int(name.removeprefix("image ")) for name in table.names])
+    np.testing.assert_allclose(table.features, frames[which].mean(axis=(1, 2)), rtol=1e-5)
     np.testing.assert_array_equal(table.labels, labels[which])
-    assert len(set(which)) == 40
-    assert max(which) >= 40  # not simply the first ones
-    again = collect_features(open_dataset(in_batches(frames, labels), "folder"), model, READING)
-    np.testing.assert_array_equal(again.fit.features, table.features)
-    other = collect_features(open_dataset(in_batches(frames, labels), "folder"), model, replace(READING, seed=1))
-    assert not np.array_equal(other.fit.features, table.features)
+    np.testing.assert_array_equal(np.sort(np.bincount(table.labels)), [13, 13, 14])  # spread over the classes
+    assert (np.diff(which) > 0).all()  # in the order of the stream
+    assert which.max() >= 40  # not simply the first ones
+    again = collect_features(open_dataset(in_batches(frames, labels), "folder"), model, reading).fit
+    np.testing.assert_array_equal(again.features, table.features)
+    other = collect_features(open_dataset(in_batches(frames, labels), "folder"), model, replace(reading, seed=1)).fit
+    assert other.names != table.names
 
 
-def test_reservoir_includes_every_image_equally_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """30 of 90 images, 600 seeds: each is kept 200 times, give or take five standard deviations of a binomial."""
-    monkeypatch.setattr(features_module, "MAX_ROWS", 30)
-    rows, labels = np.arange(90, dtype=np.float32)[:, None], np.zeros(90, np.int64)
-    kept = np.zeros(90, np.int64)
-    for seed in range(600):
-        gatherer = features_module._Gatherer(1, seed)
-        for start in range(0, 90, 32):  # in batches, the first of which fills the reservoir and overflows it
-            part = slice(start, start + 32)
-            gatherer.add(rows[part], labels[part], labels[part])
-        kept[gatherer.table().features[:, 0].astype(int)] += 1
-    assert kept.sum() == 600 * 30
-    assert np.abs(kept - 200).max() < 5 * (600 * (1 / 3) * (2 / 3)) ** 0.5
+def test_kept_rows_do_not_depend_on_the_batch(model: OrtModel) -> None:
+    """A graph that takes one image at a time keeps the very rows that batches of 32 keep."""
+    frames, labels = coloured_frames(300)
+    reading = replace(READING, max_rows=40, hold_out=True)
+    a, b = (
+        collect_features(open_dataset(in_batches(frames, labels), "folder"), m, reading)
+        for m in (model, colour_model(batch=1))
+    )
+    assert a.fit.names == b.fit.names
+    assert a.held_out is not None
+    assert b.held_out is not None
+    assert a.held_out.names == b.held_out.names
+    assert len(a.held_out.names) == 40
+
+
+def test_calibration_rows_keep_the_mix_of_the_stream(model: OrtModel) -> None:
+    """A stratified sample would over-represent rare classes: its scores would not be exchangeable with new ones."""
+    frames, labels = coloured_frames(3_000)
+    common = (labels == 0) | (np.arange(3_000) % 10 == 0)
+    batches = in_batches(frames[common], labels[common])
+    share = (labels[common] == 0).mean()
+    assert share > 0.8
+    for reading in (replace(READING, max_rows=100).for_calibration(), replace(READING, max_rows=100, hold_out=True)):
+        found = collect_features(open_dataset(batches, "folder"), model, reading)
+        table = found.held_out or found.fit
+        assert len(table.labels) == 100
+        assert abs((table.labels == 0).mean() - share) < 5 * (share * (1 - share) / 100) ** 0.5
+    fit = collect_features(open_dataset(batches, "folder"), model, replace(READING, max_rows=100)).fit
+    assert (fit.labels == 0).mean() < 0.4
+
+
+def test_logit_space_keeps_logits_with_the_same_predictions(model: OrtModel) -> None:
+    frames, labels = coloured_frames(40)
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["image"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "w2"], ["logits"]),
+    ]
+    doubled = numpy_helper.from_array(2 * np.eye(3, 5, dtype=np.float32), "w2")
+    graph = graph_from_onnx(onnx_classifier(nodes, [doubled]), "onnx", ClassifierOptions())
+    doubling = open_ort(base_model(graph, COLOURS).SerializeToString())
+    logits, features = (
+        collect_features(
+            open_dataset(in_batches(frames, labels), "folder"), doubling, Reading(COLOURS, 5, space=space)
+        ).fit
+        for space in ("logits", "features")
+    )
+    assert logits.features.shape == (40, 5)
+    np.testing.assert_allclose(logits.features[:, :3], 2 * features.features, rtol=1e-5)
+    np.testing.assert_array_equal(logits.predictions, features.predictions)
+    np.testing.assert_allclose(logits.class_sums[:, :3], 2 * features.class_sums, rtol=1e-5)
+
+
+def test_kept_frames_are_fit_images_only_and_match_their_labels(model: OrtModel) -> None:
+    frames, labels = coloured_frames(203)
+    reading = replace(READING, hold_out=True)
+    found = collect_features(open_dataset(in_batches(frames, labels), "folder"), model, reading)
+    which = [int(name.removeprefix("image ")) for name in found.fit.names]
+    np.testing.assert_array_equal(found.frames, frames[which])  # few images: every fit frame, no held-out one
+    np.testing.assert_array_equal(found.frame_labels, labels[which])
 
 
 def test_rows_of_a_table_count_again(model: OrtModel) -> None:
@@ -165,6 +214,7 @@ def test_rows_of_a_table_count_again(model: OrtModel) -> None:
     table = collect_features(open_dataset(in_batches(frames, labels), "folder"), model, READING).fit
     keep = np.arange(50) % 3 == 0
     part = rows_of(table, keep)
+    assert part.names == tuple(f"image {i}" for i in np.flatnonzero(keep))
     assert part.images == keep.sum()
     np.testing.assert_array_equal(part.class_counts, np.bincount(labels[keep], minlength=3))
     sums = [frames[keep][labels[keep] == label].mean(axis=(1, 2)).sum(axis=0) for label in range(3)]
@@ -172,7 +222,7 @@ def test_rows_of_a_table_count_again(model: OrtModel) -> None:
 
 
 def test_frames_are_not_held(model: OrtModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features_module, "CHECK_SAMPLES", 10)
+    monkeypatch.setattr(kept_frames, "CHECK_SAMPLES", 10)
     alive = peak = 0
 
     def forget() -> None:
@@ -199,7 +249,7 @@ def test_frames_are_not_held(model: OrtModel, monkeypatch: pytest.MonkeyPatch) -
 
 def test_check_samples_are_bounded_in_bytes(model: OrtModel, monkeypatch: pytest.MonkeyPatch) -> None:
     frames, labels = coloured_frames(20)
-    monkeypatch.setattr(features_module, "CHECK_BYTES", 5 * frames[0].nbytes + 1)
+    monkeypatch.setattr(kept_frames, "CHECK_BYTES", 5 * frames[0].nbytes + 1)
     found = collect_features(open_dataset(in_batches(frames, labels), "folder"), model, READING)
     assert len(found.check_samples) == 5
 

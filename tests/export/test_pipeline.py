@@ -22,7 +22,14 @@ from grood_edge.demo.images import DemoImages
 from grood_edge.demo.network import DigitNetwork
 from grood_edge.errors import CalibrationError, ClassifierError, DatasetError, OutputError, UsageError
 from grood_edge.evaluate.metrics import auroc, beta_binomial_band
-from grood_edge.export import ClassifierOptions, ExportOptions, ExportReport, PreprocessingOptions, export_model
+from grood_edge.export import (
+    ClassifierOptions,
+    ExportOptions,
+    ExportReport,
+    PreprocessingOptions,
+    export_model,
+    pipeline,
+)
 from grood_edge.images import find_images, load_image
 from grood_edge.probes import replay_probes
 from grood_edge.runtime import open_session
@@ -422,6 +429,9 @@ def test_alpha_that_the_images_cannot_carry(
         ({"alpha": 1.5}, "--alpha 1.5"),
         ({"unseen": True, "delta": 1.0}, "--delta 1.0"),
         ({"bank": 0}, "--bank 0; expected 'all' or a number of rows from 1"),
+        ({"max_bank_source": 1_999}, "--max-bank-source 1999; expected a number of rows from 2,000 to 100,000"),
+        ({"max_bank_source": 100_001}, "--max-bank-source 100001; expected a number of rows"),
+        ({"spool": Path("spool")}, "--spool needs a folder or an .npz, but the given batches is a stream"),
         ({"ood_prototype": "mixup"}, "--ood-prototype 'mixup' is unknown"),
         ({"preprocessing": PreprocessingOptions(preset="resnet")}, "preset 'resnet' is unknown"),
         ({"preprocessing": PreprocessingOptions(input_size=(64, 64))}, "the classifier's input is fixed at 32"),
@@ -519,6 +529,81 @@ def test_full_disk_leaves_nothing(
     monkeypatch.setattr(os, "fsync", full)
     message = "the disk is full; nothing was changed"
     _refusal(OutputError, message, digit_onnx, train_batches, tmp_path, calibrated)
+
+
+def test_full_bank_of_more_images_than_rows_are_kept(
+    digit_onnx: Path, digits: DemoImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "MIN_ROWS", 100)
+    options = replace(DIGITS, max_bank_source=200)
+    message = "--bank all would need a row for each of .* --max-bank-source keeps 200 .*; use --bank N or raise"
+    _refusal(UsageError, message, digit_onnx, digits.train, tmp_path, options)
+    options = replace(options, bank=32, calibration_data=digits.calibration)
+    found = export_model(digit_onnx, digits.train, tmp_path / "model.onnx", options)
+    contract = found.contract
+    assert contract.bank.rows == 32
+    assert contract.bank.candidates <= 200  # of the kept rows
+    assert contract.fit.images == len(find_images(digits.train))
+    assert contract.calibration.n == 200  # a uniform sample of the 314 calibration images
+
+
+@pytest.mark.parametrize("separate", [True, False])
+def test_interrupted_export_with_a_spool_goes_on_to_the_same_bytes(
+    separate: bool, digit_onnx: Path, digits: DemoImages, tmp_path: Path
+) -> None:
+    """Ctrl-C in the first pass, in the calibration pass, and after both."""
+    options = replace(DIGITS, classes=None, calibration_data=digits.calibration if separate else None)
+    expected = export_model(digit_onnx, digits.train, tmp_path / "expected.onnx", options).path.read_bytes()
+    spool, out = tmp_path / "spool", tmp_path / "model.onnx"
+    spooled = replace(options, spool=spool)
+    read: dict[str, list[int]] = {}
+
+    def interrupt_at(step: str, count: int) -> None:
+        def report(label: str, done: int, total: int | None) -> None:
+            if label == step and done >= count:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            export_model(digit_onnx, digits.train, out, spooled, report)
+        assert not out.exists()
+
+    interrupt_at(f"reading {digits.train}", 64)
+    assert [path.name for path in spool.iterdir()] == ["fit.spool"]
+    if separate:
+        interrupt_at(f"reading {digits.calibration}", 96)
+        assert sorted(path.name for path in spool.iterdir()) == ["calibration.spool", "fit.spool"]
+    interrupt_at("verifying", 0)
+    kept = (spool / "fit.spool").read_bytes()
+    (spool / "mine.txt").write_text("mine")
+    report = export_model(
+        digit_onnx, digits.train, out, spooled, lambda label, done, _: read.setdefault(label, []).append(done)
+    )
+    assert out.read_bytes() == expected
+    assert len(kept) > 64 * 64 * 4
+    assert report.warnings == ()
+    assert [path.name for path in spool.iterdir()] == ["mine.txt"]
+
+
+def test_spool_of_another_classifier_is_not_used(digit_onnx: Path, digits: DemoImages, tmp_path: Path) -> None:
+    changed = onnx.load(digit_onnx)
+    weights = max(changed.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    values = onnx.numpy_helper.to_array(weights) * np.float32(1.001)
+    weights.CopyFrom(onnx.numpy_helper.from_array(values, weights.name))
+    onnx.save(changed, tmp_path / "changed.onnx")
+    options = replace(DIGITS, classes=None, calibration_data=digits.calibration)
+    plain = export_model(tmp_path / "changed.onnx", digits.train, tmp_path / "expected.onnx", options)
+
+    def interrupt(label: str, done: int, total: int | None) -> None:
+        if label == "verifying":
+            raise KeyboardInterrupt
+
+    spooled = replace(options, spool=tmp_path / "spool")
+    with pytest.raises(KeyboardInterrupt):
+        export_model(digit_onnx, digits.train, tmp_path / "model.onnx", spooled, interrupt)
+    found = export_model(tmp_path / "changed.onnx", digits.train, tmp_path / "model.onnx", spooled)
+    assert found.path.read_bytes() == plain.path.read_bytes()
+    for name, warning in zip(("fit.spool", "calibration.spool"), found.warnings, strict=True):
+        assert f"{name} was of other images, options or versions" in warning
 
 
 def test_unreadable_images_are_reported(

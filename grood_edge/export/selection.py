@@ -1,0 +1,157 @@
+"""Choose OOD prototypes and the size of the bank from ID images, and keep the table that decided."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from grood_edge.contract import BankTrial, Candidate, Selection
+from grood_edge.export.bank import HeadPlan, bank_candidates, bank_rows, head_of
+from grood_edge.export.features import FeatureTable
+from grood_edge.export.leave_class_out import LeaveOut, class_aurocs, leave_out
+from grood_edge.export.ood_prototype import OodSource
+from grood_edge.progress import Progress, silent
+from grood_edge.scoring import ood_scores
+
+__all__ = ["BankChoice", "choose_bank", "choose_sources"]
+
+BETTER_BY = 0.02  # AUROC that a single OOD prototype must gain over the combination,
+STANDARD_ERRORS = 2.0  # and so many paired standard errors over classes
+MOST_ROWS = 4096
+SIZES = tuple(64 << i for i in range(7))
+MANY_IMAGES = 8192
+AUROC_LOSS = 0.001
+CHANGED = 0.0025
+
+
+@dataclass(frozen=True)
+class BankChoice:
+    """The bank's size (None: every gradient, 0: none), why, and what was measured."""
+
+    rows: int | None
+    reason: str
+    trials: tuple[BankTrial, ...]
+
+
+def choose_sources(
+    table: FeatureTable, sources: tuple[OodSource, ...], plan: HeadPlan, progress: Progress = silent
+) -> tuple[tuple[OodSource, ...], Selection]:
+    """Choose among the sources and their combination by leave-class-out.
+
+    The combination is kept unless one source alone is better by more than 2 points and 2 paired standard errors.
+
+    Args:
+        table: fit images; those that calibrate are not among them.
+        sources: the combination; `mean` comes first.
+        plan: dtype and seed.
+        progress: called as the work goes on.
+    """
+    classes = int((table.class_counts > 0).sum())
+    if classes < 3:
+        reason = f"with {classes} classes none can be left out, so nothing was chosen: mean is the default"
+        return sources[:1], Selection("auto", reason, classes, 0, ())
+    progress("choosing the OOD prototype", 0, None)
+    half = leave_out(table, plan.seed)
+    aurocs = class_aurocs(half, replace(plan, sources=sources, rows=None))
+    progress("choosing the OOD prototype", 1, 1)
+    together = aurocs.pop("combination")
+    candidates = [Candidate("combination", float(together.mean()), None, None)]
+    for name, values in aurocs.items():
+        gain = values - together
+        error = float(gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else float("inf")
+        candidates.append(Candidate(name, float(values.mean()), float(gain.mean()), error))
+    chosen, reason = _decided(sources, candidates)
+    rounded = tuple(_rounded(candidate) for candidate in candidates)
+    return chosen, Selection("auto", reason, len(half.classes), len(half.labels), rounded)
+
+
+def _decided(sources: tuple[OodSource, ...], candidates: list[Candidate]) -> tuple[tuple[OodSource, ...], str]:
+    singles = {str(source.entry.source): source for source in sources}
+    best = max((c for c in candidates if c.difference is not None), key=lambda c: c.auroc)
+    assert best.difference is not None
+    assert best.standard_error is not None
+    if best.difference > max(BETTER_BY, STANDARD_ERRORS * best.standard_error):
+        return (singles[best.name],), (
+            f"{best.name} alone is better than the combination by {100 * best.difference:.1f} points of AUROC "
+            f"(standard error {100 * best.standard_error:.1f})"
+        )
+    return sources, "no single OOD prototype is clearly better than the combination"
+
+
+def _rounded(candidate: Candidate) -> Candidate:
+    difference, error = (None if v is None else round(v, 6) for v in (candidate.difference, candidate.standard_error))
+    return Candidate(candidate.name, round(candidate.auroc, 6), difference, error)
+
+
+def choose_bank(table: FeatureTable, plan: HeadPlan, alpha: float, progress: Progress = silent) -> BankChoice:
+    """Choose the smallest bank that loses nothing against the full one.
+
+    A size is good enough when its leave-class-out AUROC is at most 0.1 points below the full bank's, and when it
+    decides at most 0.25 % of the ID images otherwise at the same false-alarm rate (0.5 % are accepted; this is an
+    estimate from 1,000 images). Sizes: none, 64, 128, ... 4,096; found by bisection, as less is lost with more rows.
+    """
+    candidates, classes = bank_candidates(table), int((table.class_counts > 0).sum())
+    most = None if candidates <= MOST_ROWS else MOST_ROWS
+    if classes < 3:
+        reason = f"with {classes} classes none can be left out, so no smaller bank was tried"
+        return BankChoice(most, reason, ())
+    trial = _SizeTrial.of(table, plan, alpha)
+    sizes = [0, *(size for size in SIZES if size < trial.available)]
+    trials = [BankTrial(trial.available, round(trial.full_auroc, 6), 0.0)]
+    low, high = 0, len(sizes)  # the smallest good size is among sizes[low:high], or there is none
+    while low < high:
+        progress("choosing the bank's size", len(trials), None)
+        middle = (low + high) // 2
+        found = trial.measured(sizes[middle])
+        trials.append(found)
+        good = found.auroc >= trial.full_auroc - AUROC_LOSS and found.changed <= CHANGED
+        low, high = (low, middle) if good else (middle + 1, high)
+    if low == len(sizes):
+        return BankChoice(most, f"no smaller bank decides like {trial.available:,} rows", tuple(trials))
+    what = "log s alone" if low == 0 else f"{sizes[low]:,} rows"
+    return BankChoice(sizes[low], f"{what}: the smallest that loses nothing against {trial.available:,}", tuple(trials))
+
+
+@dataclass(frozen=True)
+class _SizeTrial:
+    """The full bank's measurements, and what is needed to make them for a smaller one.
+
+    `few` has at most 2,048 bank images, and serves AUROCs with every class left out; `many` has all that were kept, up
+    to 8,192, and serves decisions, which change more the more images a row stands for.
+    """
+
+    few: LeaveOut
+    many: LeaveOut
+    plan: HeadPlan
+    alpha: float
+    full_auroc: float
+    full_flags: np.ndarray
+
+    @staticmethod
+    def of(table: FeatureTable, plan: HeadPlan, alpha: float) -> "_SizeTrial":
+        few, many = leave_out(table, plan.seed), leave_out(table, plan.seed, MANY_IMAGES)
+        full = replace(plan, rows=None, dtype="float32")
+        return _SizeTrial(few, many, plan, alpha, _mean_auroc(few, full), _flags(many, full, alpha))
+
+    @property
+    def available(self) -> int:
+        """Rows of the full bank."""
+        return int((self.many.bank.labels == self.many.bank.predictions).sum())
+
+    def measured(self, rows: int) -> BankTrial:
+        plan = replace(self.plan, rows=rows)
+        changed = float((_flags(self.many, plan, self.alpha) != self.full_flags).mean())
+        return BankTrial(rows, round(_mean_auroc(self.few, plan), 6), round(changed, 6))
+
+
+def _mean_auroc(half: LeaveOut, plan: HeadPlan) -> float:
+    """Return the mean AUROC over the left-out classes."""
+    return float(class_aurocs(half, plan)["combination"].mean())
+
+
+def _flags(half: LeaveOut, plan: HeadPlan, alpha: float) -> np.ndarray:
+    """Mark the share alpha of the scored images with the largest scores."""
+    rows = bank_rows(half.bank, half.prototypes, plan)
+    scores = ood_scores(half.scored, head_of(rows, half.prototypes, plan))
+    flagged = np.zeros(len(scores), bool)
+    flagged[np.argsort(-scores, kind="stable")[: max(1, round(alpha * len(scores)))]] = True
+    return flagged
