@@ -11,6 +11,8 @@ import typer
 from typer.core import TyperGroup
 
 from grood_edge import __version__
+from grood_edge.cli_evaluate import evaluate_command
+from grood_edge.cli_options import AllowUnreadable, Alpha, Force, Json, Labels, PerClass, Provider, Rule
 from grood_edge.errors import GroodEdgeError, UsageError
 
 __all__ = ["app", "main"]
@@ -40,17 +42,6 @@ app = typer.Typer(
     add_completion=False,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
-Alpha = Annotated[float | None, typer.Option(help="Accepted false-alarm rate on ID frames.")]
-Provider = Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the network runs; never falls back.")]
-Labels = Annotated[Literal["folder", "predicted"], typer.Option(help="'predicted' for unlabelled frames.")]
-Rule = Annotated[
-    Literal["guaranteed", "marginal"],
-    typer.Option(help="'marginal': alpha on average over calibration sets, without a confidence."),
-]
-PerClass = Annotated[bool, typer.Option("--per-class", help="p-values, and alpha, for each predicted class.")]
-AllowUnreadable = Annotated[bool, typer.Option("--allow-unreadable", help="Go on with over 1 % unreadable images.")]
 _T = TypeVar("_T")
 
 
@@ -254,50 +245,7 @@ def score_command(
         require_readable(summary)
 
 
-@app.command("evaluate")
-def evaluate_command(
-    model: Annotated[Path, typer.Argument(help="The artifact.")],
-    id_: Annotated[Path, typer.Option("--id", help="Fresh ID images, in folders named like the classes, or flat.")],
-    ood: Annotated[
-        list[str] | None, typer.Option(help="Images of other things; may be repeated.", metavar="NAME=DIR")
-    ] = None,
-    corrupt: Annotated[bool, typer.Option("--corrupt", help="Also score ID images blurred, darkened, ...")] = False,
-    baselines: Annotated[bool, typer.Option("--baselines", help="Compare with other OOD scores.")] = False,
-    fit: Annotated[str | None, typer.Option(help="With --baselines: the images that export got as --data.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Write everything as one HTML file.")] = None,
-    alpha: Alpha = None,
-    provider: Provider = "cpu",
-    force: Force = False,
-    allow_unreadable: AllowUnreadable = False,
-    as_json: Json = False,
-) -> None:
-    """Show on your own images how well ID and OOD are told apart, and whether the promise holds."""
-    from grood_edge.evaluate.evaluation import EvaluateOptions, evaluate
-    from grood_edge.evaluate.sets import parse_ood
-    from grood_edge.evaluate.settings import check_report, next_command, write_report
-    from grood_edge.evaluate.summary import evaluation_document, evaluation_tables
-    from grood_edge.runtime.session import open_session
-    from grood_edge.tables import decision_rows
-    from grood_edge.terminal import print_json, progress_bars, show, tell
-
-    options = EvaluateOptions(model, id_, parse_ood(ood or ()), corrupt, baselines, fit, allow_unreadable)
-    check_report(report, force)
-    with open_session(model, alpha=alpha, provider=provider) as session, progress_bars() as progress:
-        found = evaluate(session, options, progress)
-        if report is not None:
-            write_report(report, force, found, options, session, decision_rows(session.contract))
-    for warning in found.warnings:
-        tell(f"warning: {warning}", "yellow")
-    for path, reason in found.unreadable:
-        tell(f"unreadable: {path}: {reason}", "yellow")
-    if as_json:
-        print_json(evaluation_document(found))
-        return
-    for item in evaluation_tables(found):
-        show(item)
-    if report is not None:
-        tell(f"The report is in {report}")
-    tell(f"Next: {next_command(found, options, report)}")
+app.command("evaluate")(evaluate_command)
 
 
 @app.command("inspect")

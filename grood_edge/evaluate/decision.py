@@ -21,9 +21,12 @@ class Group:
 
 def groups_of(session: Session) -> tuple[Group, ...]:
     """Return one group over all classes, or one a class where the artifact has p-values by predicted class."""
-    scores = session.contract.calibration.sorted_scores()
-    everything = np.arange(len(session.contract.classes))
-    return (Group(everything, scores.size, session.rank, float(scores[scores.size - session.rank])),)
+    rule = session.rule
+    return tuple(
+        Group(ids, scores.size, k, rule.threshold(int(ids[0])))
+        for group, (scores, k) in enumerate(zip(rule.scores, rule.ranks, strict=True))
+        if (ids := np.flatnonzero(rule.group_of_class == group)).size
+    )
 
 
 def one_threshold(session: Session) -> float | None:

@@ -42,7 +42,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class ScoredSet:
-    """One set after its pass. `digest`: SHA-256 over the preprocessed frames, as a contract counts its data."""
+    """One set after its pass. `hashes` uint64 `[n]`: BLAKE2b of the preprocessed frames, as export counts its data."""
 
     name: str
     folder: Path
@@ -50,7 +50,12 @@ class ScoredSet:
     labels: Labels | None
     rows: Rows
     unreadable: tuple[tuple[str, str], ...]
-    digest: str
+    hashes: np.ndarray
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) over the sorted hashes: the contract's digest of the same images, in any order."""
+        return hashlib.sha256(np.sort(self.hashes.astype("<u8")).tobytes()).hexdigest()
 
 
 @dataclass
@@ -141,7 +146,7 @@ def score_set(
         labels=None if images.labels is None else images.labels[kept],
         rows=recorder.rows(),
         unreadable=tuple(unreadable),
-        digest=hashlib.sha256(np.sort(np.array(hashes, "<u8")).tobytes()).hexdigest(),
+        hashes=np.array(hashes, np.uint64),
     )
 
 

@@ -4,20 +4,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from grood_edge.contract import Calibration
+from grood_edge.contract import Contract
 from grood_edge.evaluate.decision import groups_of
 from grood_edge.evaluate.metrics import count_band, rate_interval
 from grood_edge.evaluate.passes import ScoredSet
 from grood_edge.evaluate.results import OodResult, Promise
 from grood_edge.runtime.session import Session
 
-__all__ = ["check_promise", "same_as_calibration", "sentence_of_missed"]
+__all__ = ["check_promise", "sentence_of_missed"]
 
 REMEDY = "grood-edge calibrate MODEL --data FRESH --threshold-only"
 _LOOSE = {
     "approximate": " (cross-fitted: measured, not proven)",
     "marginal": " (which holds on average over calibration sets)",
 }
+_FITTED = 0.01  # share of ID images among those that the artifact was fitted on
 _REPEATED = 0.1  # share of ID scores that equal a calibration score to the last bit
 
 
@@ -29,7 +30,7 @@ def check_promise(session: Session, id_set: ScoredSet) -> Promise:
     interval = f"95 % interval {low:.1%} to {high:.1%}"
     seen = f"{count} of {images} ID images raised a false alarm ({count / images:.1%}, {interval})"
     calibration = contract.calibration
-    known = same_as_calibration(id_set, calibration, contract.fit.data_digest)
+    known = _acquaintance(id_set, contract)
     if known:
         why = f"That says nothing about the promise: {known}. Evaluate on ID images that neither fitted nor calibrated"
         return Promise("untested", count, images, None, f"{seen}. {why}.")
@@ -55,12 +56,19 @@ def check_promise(session: Session, id_set: ScoredSet) -> Promise:
     return Promise("kept", count, images, band, f"This agrees with the promise{loose}: {seen}; {limit}.")
 
 
-def same_as_calibration(id_set: ScoredSet, calibration: Calibration, fit_digest: str) -> str:
-    """Return a clause that says how the ID images are known to the artifact, or an empty text."""
+def _acquaintance(id_set: ScoredSet, contract: Contract) -> str:
+    """Return a clause that says how the ID images are known to the artifact, or an empty text.
+
+    Fit images are found by the contract's sketch, the smallest hashes of them: it tells the share of known images also
+    where it does not hold every image. Calibration images are found by their scores.
+    """
+    calibration, sketch = contract.calibration, contract.fit.sketch_hashes()
     if id_set.digest == calibration.data_digest:
         return "these are the images that calibrated the artifact"
-    if id_set.digest == fit_digest:
-        return "these are the images that the artifact was fitted on"
+    covered = id_set.hashes if sketch.size >= contract.fit.images else id_set.hashes[id_set.hashes <= sketch.max()]
+    fitted = int(np.isin(covered, sketch).sum())
+    if fitted > max(1, _FITTED * covered.size):
+        return f"the artifact was fitted on {fitted / covered.size:.0%} of them"
     repeated = int(np.isin(id_set.rows.scores[id_set.rows.valid], calibration.sorted_scores()).sum())
     if repeated > max(2, _REPEATED * len(id_set.paths)):
         return (

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
+from grood_edge.contract import encode_array
 from grood_edge.demo.images import DemoImages
 from grood_edge.evaluate.metrics import beta_binomial_band
 from grood_edge.evaluate.passes import ScoredSet, score_set
@@ -55,7 +56,7 @@ def test_above_the_band_it_is_broken_and_the_remedy_is_named(session: Session, s
 
 def test_the_band_follows_the_sessions_rank(session: Session, scored: ScoredSet) -> None:
     usual = check_promise(session, scored).band
-    session.rank = 60
+    session.rule = replace(session.rule, ranks=(60,))
     eager = check_promise(session, scored).band
     assert usual is not None
     assert eager is not None
@@ -77,7 +78,22 @@ def test_images_that_the_artifact_knows_prove_nothing(name: str, session: Sessio
     known, _ = id_set(getattr(digits, name), session.contract.classes)
     promise = check_promise(session, score_set(known, session))
     assert (promise.outcome, promise.band) == ("untested", None)
-    assert ("calibrated the artifact" if name == "calibration" else "was fitted on") in promise.sentence
+    assert ("calibrated the artifact" if name == "calibration" else "was fitted on 100% of them") in promise.sentence
+
+
+def test_a_few_fitted_images_among_fresh_ones_are_found_by_the_sketch(
+    session: Session, scored: ScoredSet, digits: DemoImages
+) -> None:
+    fitted = score_set(ood_set("fitted", digits.train / "3"), session)
+    hashes = scored.hashes.copy()
+    hashes[:16] = fitted.hashes[:16]
+    assert "was fitted on 5% of them" in check_promise(session, replace(scored, hashes=hashes)).sentence
+    fit = session.contract.fit
+    small = replace(fit, sketch=encode_array(fit.sketch_hashes()[:200].astype("<u8")))  # of 630 images
+    session.contract = replace(session.contract, fit=small)
+    all_known = replace(scored, hashes=np.resize(fitted.hashes, len(scored.hashes)))
+    assert "was fitted on 100% of them" in check_promise(session, all_known).sentence
+    assert check_promise(session, scored).outcome in ("kept", "stricter")
 
 
 def test_a_part_of_the_calibration_images_is_found_by_its_scores(session: Session, digits: DemoImages) -> None:

@@ -24,7 +24,7 @@ def test_settings_name_file_images_and_versions(
     assert evaluation.id_set.digest in facts["images of ID"]
     assert all(one.digest in facts[f"images of {one.name}"] for one in evaluation.ood_sets)
     assert "onnxruntime" in facts["made with"]
-    assert f"k = {session.rank}" in facts["decision"]
+    assert f"k = {session.rule.ranks[0]}" in facts["decision"]
 
 
 def test_the_command_line_does_the_same_again(options: EvaluateOptions, tmp_path: Path) -> None:
