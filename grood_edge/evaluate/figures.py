@@ -183,7 +183,7 @@ def _edges(sets: Sequence[ScoredSet], threshold: float | None) -> np.ndarray:
 def _ticks(low: float, high: float) -> list[float]:
     step = 10 ** np.floor(np.log10((high - low) / 3))
     step = next(step * factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= 9)
-    return [round(float(tick), 9) for tick in np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step]
+    return [round(float(tick), 9) + 0.0 for tick in np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step]
 
 
 def _ceiling(value: float) -> float:

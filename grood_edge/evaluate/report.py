@@ -32,7 +32,7 @@ h3 { font-size: 14px; margin: 16px 0 6px } p { margin: 6px 0 } .note, .small { c
 .wide { overflow-x: auto }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; margin: 8px 0 }
 th { text-align: right; font-weight: 600; vertical-align: bottom; padding: 4px 8px; border-bottom: 2px solid #aab2ba;
-  font-size: 12.5px; overflow-wrap: anywhere; min-width: 64px }
+  font-size: 12.5px; overflow-wrap: break-word; max-width: 160px }
 td { text-align: right; padding: 3px 8px; border-bottom: 1px solid #e6e9ec; font-variant-numeric: tabular-nums }
 td:first-child, .facts td { overflow-wrap: anywhere }
 th:first-child, td:first-child { text-align: left; min-width: 104px } .facts td { text-align: left }
