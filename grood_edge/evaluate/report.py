@@ -100,8 +100,7 @@ def report_html(evaluation: Evaluation, model: str, choices: Facts, settings: Fa
         _tiles(evaluation),
         _warnings(evaluation),
         _table(tables.pop("OOD sets")),
-        "<h2>Scores</h2><p class='note'>Blue: right decision. Red: wrong decision (ID right of the threshold, OOD left "
-        "of it). Heights grow with the square root of the count, so that single images are seen; each row has its own "
+        f"<h2>Scores</h2><p class='note'>Blue: right decision. Red: wrong decision ({_where_red(evaluation)}). Heights grow with the square root of the count, so that single images are seen; each row has its own "
         f"scale.</p>{histograms(evaluation)}",
         _curves(evaluation),
         _mistakes(evaluation),
@@ -119,6 +118,12 @@ def report_html(evaluation: Evaluation, model: str, choices: Facts, settings: Fa
         + "\n".join(section for section in sections if section)
         + "\n</body></html>\n"
     )
+
+
+def _where_red(evaluation: Evaluation) -> str:
+    if evaluation.threshold is None:
+        return "no line: each predicted class has a threshold of its own"
+    return "ID right of the threshold, OOD left of it"
 
 
 def _verdict(evaluation: Evaluation) -> str:
