@@ -100,8 +100,9 @@ def report_html(evaluation: Evaluation, model: str, choices: Facts, settings: Fa
         _tiles(evaluation),
         _warnings(evaluation),
         _table(tables.pop("OOD sets")),
-        f"<h2>Scores</h2><p class='note'>Blue: right decision. Red: wrong decision ({_where_red(evaluation)}). Heights grow with the square root of the count, so that single images are seen; each row has its own "
-        f"scale.</p>{histograms(evaluation)}",
+        f"<h2>Scores</h2><p class='note'>Blue: right decision. Red: wrong decision ({_where_red(evaluation)}). Heights "
+        "grow with the square root of the count, so that single images are seen; each row has its own scale.</p>"
+        f"{histograms(evaluation)}",
         _curves(evaluation),
         _mistakes(evaluation),
         *(_table(table) for table in tables.values()),
