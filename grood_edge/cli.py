@@ -87,7 +87,9 @@ def export_command(
     ood_prototype: Annotated[
         str, typer.Option(help="auto, or some of mean, mixup, noise, origin, images:DIR, separated by commas.")
     ] = "auto",
-    mixup_layer: Annotated[str | None, typer.Option(help="Tensor of the classifier at which mixup mixes.")] = None,
+    mixup_layer: Annotated[
+        str, typer.Option(help="Where mixup mixes: features, early (the paper's), or a tensor of the classifier.")
+    ] = "features",
     space: Annotated[Literal["features", "logits"], typer.Option(help="What the head reads.")] = "features",
     score: Annotated[
         Literal["gradient", "s"], typer.Option(help="'s' scores by log s alone and needs no bank.")

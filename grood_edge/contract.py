@@ -60,7 +60,7 @@ class Classifier:
 class OodPrototype:
     """One OOD prototype: its source, the number of images behind it, and whether those were real OOD data.
 
-    layer: of `mixup`, the tensor of the classifier at which features were mixed; `image` where images were.
+    layer: of `mixup`, where was mixed: `features`, `logits`, a tensor of the graph, or `image`.
     """
 
     source: Literal["mean", "mixup", "noise", "origin", "images"]

@@ -12,6 +12,7 @@ from grood_edge.export.classifier import ClassifierGraph, ClassifierOptions, loa
 from grood_edge.export.dataset import Dataset, LabelSource, open_dataset, restart_of
 from grood_edge.export.features import DEFAULT_ROWS, MAX_ROWS, Reading
 from grood_edge.export.fit import BankSize, FitOptions, Space
+from grood_edge.export.mixup import FEATURES
 from grood_edge.export.ood_prototype import AUTO, source_names
 from grood_edge.export.spool import check_spool_folder
 from grood_edge.images import UnreadableImageError, find_images, load_image
@@ -38,7 +39,7 @@ class ExportOptions:
     calibration_data: images the network was never trained on; None splits or cross-fits `data`.
     classes: names in the classifier's order; None takes the sorted folder names.
     labels: `folder`, or `predicted` for unlabelled frames. ood_prototype: `auto`, or some of `mean`, `mixup`, `noise`,
-    `origin` and `images:DIR`, separated by commas. mixup_layer: the classifier's tensor to mix at; None finds one.
+    `origin` and `images:DIR`, separated by commas. mixup_layer: `features`, `early` or a tensor.
     space: the head reads the features, or the classifier's logits. bank: `auto`, `all`, `none` (the score is log s), or
     a number of k-means rows. bank_dtype: how the rows are stored. keep_paths: names of images in the contract, for
     explanations. alpha: accepted false-alarm rate. delta: the risk that the rate is above alpha after all; None is 0.05
@@ -54,7 +55,7 @@ class ExportOptions:
     classes: tuple[str, ...] | None = None
     labels: LabelSource = "folder"
     ood_prototype: str = AUTO
-    mixup_layer: str | None = None
+    mixup_layer: str = FEATURES
     space: Space = "features"
     bank: BankSize = "auto"
     bank_dtype: BankDtype = "int8"
@@ -91,7 +92,7 @@ def open_inputs(model: Any, data: Any, options: ExportOptions, progress: Progres
         GroodEdgeError: something cannot be used; every message says what to do.
     """
     sources = source_names(options.ood_prototype)
-    if options.mixup_layer is not None and not {"mixup", AUTO}.intersection(sources):
+    if options.mixup_layer != FEATURES and not {"mixup", AUTO}.intersection(sources):
         raise UsageError("--mixup-layer has no use without --ood-prototype mixup or auto")
     dataset = open_dataset(data, options.labels, options.classes, options.seed)
     if not MIN_ROWS <= options.max_bank_source <= MAX_ROWS:

@@ -18,7 +18,7 @@ BETTER_BY = 0.02  # AUROC that a single OOD prototype must gain over the combina
 STANDARD_ERRORS = 2.0  # and so many paired standard errors over classes
 MOST_ROWS = 4096
 SIZES = tuple(64 << i for i in range(7))
-MANY_IMAGES = 8192
+MANY_IMAGES = 4096
 AUROC_LOSS = 0.001
 CHANGED = 0.0025
 
@@ -115,8 +115,8 @@ def choose_bank(table: FeatureTable, plan: HeadPlan, alpha: float, progress: Pro
 class _SizeTrial:
     """The full bank's measurements, and what is needed to make them for a smaller one.
 
-    `few` has at most 2,048 bank images, and serves AUROCs with every class left out; `many` has all that were kept, up
-    to 8,192, and serves decisions, which change more the more images a row stands for.
+    `few` has at most 2,048 bank images, and serves AUROCs with every class left out; `many` has up
+    to 4,096, and serves decisions, which change more the more images a row stands for.
     """
 
     few: LeaveOut
