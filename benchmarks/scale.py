@@ -20,8 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from grood_edge.export.bank import fit_head
+from grood_edge.export.bank import HeadPlan, fit_head
 from grood_edge.export.features import BATCH, DEFAULT_ROWS
+from grood_edge.export.ood_prototype import plain_source
 from grood_edge.export.reservoir import Rows
 from grood_edge.export.table import Gatherer
 from grood_edge.terminal import progress_bars
@@ -62,14 +63,15 @@ def run(images: int, dimension: int, max_rows: int = DEFAULT_ROWS) -> dict[str, 
         table = gatherer.table()
         gathered = time.perf_counter()
         progress("fitting", 0, None)
-        head = fit_head(table, None, BANK_ROWS, 0)
+        sources = (plain_source("mean"), plain_source("origin"))
+        head, _ = fit_head(table, HeadPlan(sources, BANK_ROWS, "int8", 0))
         progress("fitting", 1, 1)
     return {
         "images": images,
         "dimension": dimension,
         "rows_kept": len(table.labels),
         "rows_of_a_class": [int(np.bincount(table.labels).min()), int(np.bincount(table.labels).max())],
-        "bank_rows": len(head.only().bank),
+        "bank_rows": len(head.bank),
         "seconds_gathering": round(gathered - start, 1),
         "seconds_fitting": round(time.perf_counter() - gathered, 1),
         "peak_mb_imports": round(before),

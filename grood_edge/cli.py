@@ -11,6 +11,8 @@ import typer
 from typer.core import TyperGroup
 
 from grood_edge import __version__
+from grood_edge.cli_evaluate import evaluate_command
+from grood_edge.cli_options import AllowUnreadable, Alpha, Force, Json, Labels, PerClass, Provider, Rule
 from grood_edge.errors import GroodEdgeError, UsageError
 
 __all__ = ["app", "main"]
@@ -40,17 +42,6 @@ app = typer.Typer(
     add_completion=False,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
-Alpha = Annotated[float | None, typer.Option(help="Accepted false-alarm rate on ID frames.")]
-Provider = Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the network runs; never falls back.")]
-Labels = Annotated[Literal["folder", "predicted"], typer.Option(help="'predicted' for unlabelled frames.")]
-Rule = Annotated[
-    Literal["guaranteed", "marginal"],
-    typer.Option(help="'marginal': alpha on average over calibration sets, without a confidence."),
-]
-PerClass = Annotated[bool, typer.Option("--per-class", help="p-values, and alpha, for each predicted class.")]
-AllowUnreadable = Annotated[bool, typer.Option("--allow-unreadable", help="Go on with over 1 % unreadable images.")]
 _T = TypeVar("_T")
 
 
@@ -96,8 +87,11 @@ def export_command(
     ood_prototype: Annotated[
         str, typer.Option(help="auto, or some of mean, mixup, noise, origin, images:DIR, separated by commas.")
     ] = "auto",
-    mixup_layer: Annotated[str | None, typer.Option(help="Tensor of the classifier at which mixup mixes.")] = None,
+    mixup_layer: Annotated[
+        str, typer.Option(help="Where mixup mixes: features, early (the paper's), or a tensor of the classifier.")
+    ] = "features",
     space: Annotated[Literal["features", "logits"], typer.Option(help="What the head reads.")] = "features",
+    scale: Annotated[str, typer.Option(help="Of the distances: auto, or a number; 1 is the paper's.")] = "auto",
     score: Annotated[
         Literal["gradient", "s"], typer.Option(help="'s' scores by log s alone and needs no bank.")
     ] = "gradient",
@@ -148,6 +142,7 @@ def export_command(
         ood_prototype=ood_prototype,
         mixup_layer=mixup_layer,
         space=space,
+        scale="auto" if scale == "auto" else _parsed("--scale", scale, float, "auto or a number"),
         bank=_bank_size(bank, score),
         bank_dtype=bank_dtype,
         keep_paths=keep_paths,
@@ -252,6 +247,9 @@ def score_command(
             tell(f"rows are in {out}" if out else "All rows: add --out scores.jsonl (or .csv, .parquet)")
     if not allow_unreadable:
         require_readable(summary)
+
+
+app.command("evaluate")(evaluate_command)
 
 
 @app.command("inspect")

@@ -31,6 +31,8 @@ __all__ = [
     "GradientBank",
     "OodPrototype",
     "Probe",
+    "Scale",
+    "ScaleTrial",
     "Selection",
     "decode_scores",
     "encode_array",
@@ -60,7 +62,7 @@ class Classifier:
 class OodPrototype:
     """One OOD prototype: its source, the number of images behind it, and whether those were real OOD data.
 
-    layer: of `mixup`, the tensor of the classifier at which features were mixed; `image` where images were.
+    layer: of `mixup`, where was mixed: `features`, `logits`, a tensor of the graph, or `image`.
     """
 
     source: Literal["mean", "mixup", "noise", "origin", "images"]
@@ -81,6 +83,24 @@ class Candidate:
     auroc: float
     difference: float | None
     standard_error: float | None
+
+
+@dataclass(frozen=True)
+class ScaleTrial:
+    """A scale and the AUROC with which held-out fit images and shuffled ones are told apart at it."""
+
+    scale: float
+    auroc: float
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The scale a of the distances, what was asked for, why, and the scales that `auto` measured (else empty)."""
+
+    value: float
+    asked: str
+    reason: str
+    trials: tuple[ScaleTrial, ...]
 
 
 @dataclass(frozen=True)
@@ -227,6 +247,7 @@ class Contract:
     classifier: Classifier
     precision: Literal["fp32"]
     space: Literal["features", "logits"]
+    scale: Scale
     selection: Selection
     ood_prototypes: tuple[OodPrototype, ...]
     bank: GradientBank

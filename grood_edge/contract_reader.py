@@ -22,8 +22,10 @@ __all__ = [
     "MAX_OOD_PROTOTYPES",
     "MAX_PROBES",
     "MAX_PROBE_CHARACTERS",
+    "MAX_SCALE",
     "MAX_SKETCH",
     "MAX_TEXT",
+    "MIN_SCALE",
     "contract_from_json",
     "is_plain_name",
 ]
@@ -37,6 +39,7 @@ MAX_PROBES = 16
 MAX_TOOLS = 64
 MAX_OOD_PROTOTYPES = 8
 MAX_TRIALS = 64  # candidates and bank sizes in the tables of what was tried
+MIN_SCALE, MAX_SCALE = 1e-6, 1e6  # of distances
 MAX_SKETCH = 1024  # hashes of fit images
 MAX_PROBE_CHARACTERS = 512 << 10  # of base64, for all probes together
 
@@ -129,6 +132,8 @@ def _network_rules(contract: Contract) -> list[tuple[bool, str]]:
         (contract.classifier.dimension >= 1, f"feature dimension {contract.classifier.dimension}"),
         (1 <= count <= MAX_OOD_PROTOTYPES, f"{count} OOD prototypes"),
         (all(p.images >= 0 for p in contract.ood_prototypes), "an OOD prototype with a negative number of images"),
+        (MIN_SCALE <= contract.scale.value <= MAX_SCALE, f"scale {contract.scale.value}"),
+        (len(contract.scale.trials) <= MAX_TRIALS, f"{len(contract.scale.trials)} trials of the scale"),
         (len(contract.selection.candidates) <= MAX_TRIALS, f"{len(contract.selection.candidates)} candidates"),
         (fit.images >= 1 and fit.unreadable >= 0, f"{fit.images} images, {fit.unreadable} unreadable"),
         (fit.accuracy is None or 0 <= fit.accuracy <= 1, f"accuracy {fit.accuracy}"),

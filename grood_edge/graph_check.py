@@ -14,6 +14,7 @@ from grood_edge.stored_head import (
     CENTER,
     PROTOTYPES_SQ,
     PROTOTYPES_T,
+    SCALE,
     calibration_tensors,
     ood_names,
     stored_tensors,
@@ -140,6 +141,8 @@ def _require_stored(tensors: Mapping[str, np.ndarray], contract: Contract) -> No
         if found is None or found.dtype != dtype or not _fits(found.shape, shape):
             expected = f"{dtype.__name__} {['?' if size is None else size for size in shape]}"
             raise ArtifactError(f"the contract says that {name} is {expected}, and the graph does not")
+    if tensors[SCALE] != np.float32(contract.scale.value):
+        raise ArtifactError(f"{SCALE} in the graph is not what the contract says; export the artifact again")
     for name, value in calibration_tensors(contract.calibration.rule(len(contract.classes))).items():
         found = tensors.get(name)
         if found is None or found.dtype != value.dtype or not np.array_equal(found, value):
@@ -156,7 +159,12 @@ def _expected_tensors(contract: Contract) -> dict[str, tuple[type, tuple[int | N
     """Return dtype and shape of every stored tensor of the head, as `docs/format.md` lists them."""
     d, rows, classes = contract.head_dimension, contract.bank.rows, contract.prototype_count
     heads = len(contract.ood_prototypes)
-    shapes: dict[str, tuple[int | None, ...]] = {CENTER: (d,), PROTOTYPES_T: (d, classes), PROTOTYPES_SQ: (classes,)}
+    shapes: dict[str, tuple[int | None, ...]] = {
+        CENTER: (d,),
+        PROTOTYPES_T: (d, classes),
+        PROTOTYPES_SQ: (classes,),
+        SCALE: (),
+    }
     for names in map(ood_names, range(heads)):
         shapes[names.prototype] = (d,)
         if rows:

@@ -87,7 +87,8 @@ def replay_probes(contract: Contract, run: Callable[[Frames], Outputs], provider
         for index in range(len(frames) - 1):
             outputs = run(np.stack(frames[index : index + 2]))
             rows += [_row(contract.probes[index + i], outputs, i) for i in range(2)]
-    return ProbeReport(provider, SCORE_TOLERANCE[provider], tuple(rows))
+    # Distances are rounded, and the score has a times the distances.
+    return ProbeReport(provider, SCORE_TOLERANCE[provider] * max(1.0, contract.scale.value), tuple(rows))
 
 
 def make_probes(

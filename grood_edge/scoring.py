@@ -12,6 +12,8 @@ so that a gradient is one scalar (log s) and one unit vector (u), and
 S^2 = min_i [(s - s_i)^2 + 2 s s_i (1 - u.u_i)]. Everything stays in the log domain: s underflows long before
 its logarithm loses meaning. Without a bank the score is log s itself.
 
+A scale a of the distances (ours; the paper has 1) stands in l_j = -a ||h - p_j||: it changes s, and not u.
+
 With several OOD prototypes (ours, not the paper's) every one has its own gradients, seen from one bank of feature
 rows, and ood_score = sum_k T_k(log S_k) with fixed increasing maps T_k, whose slopes far out add up to 1: a difference
 of scores means as much as one of log S.
@@ -100,13 +102,14 @@ class Head:
     """All that the score needs: class prototypes float64 `[k, d]`, one bank, and one `OodHead` per OOD prototype.
 
     `bank` float64 `[m, d]`: feature rows; the gradients' directions are those from the OOD prototype to them. Without
-    rows (m = 0) the score is log s. `bank_dtype` says how a file stores the rows.
+    rows (m = 0) the score is log s. `bank_dtype` says how a file stores the rows. `scale`: a of the distances.
     """
 
     prototypes: Prototypes
     bank: Bank
     ood_heads: tuple[OodHead, ...]
     bank_dtype: BankDtype = "float32"
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ def nearest_rows(features: Features64, head: Head) -> tuple[Nearest, ...]:
         distances, products = class_distances(block, head.prototypes), (block - center) @ bank.T
         blocks.append(
             [
-                _nearest(block, distances, ood_head, bank_seen.cosine(block - center, products))
+                _nearest(block, distances, (ood_head, head.scale), bank_seen.cosine(block - center, products))
                 for ood_head, bank_seen in zip(head.ood_heads, seen, strict=True)
             ]
         )
@@ -200,11 +203,11 @@ def class_distances(features: Features64, prototypes: Prototypes) -> np.ndarray:
     return distances
 
 
-def log_s_of(distances: np.ndarray, ood_distance: Scores64) -> Scores64:
-    """Return log s = -d_ood - logsumexp_j(-d_j) over class distances `[n, k]` and the OOD distance `[n]`."""
-    everything = np.concatenate([distances, ood_distance[:, None]], axis=1)
+def log_s_of(distances: np.ndarray, ood_distance: Scores64, scale: float) -> Scores64:
+    """Return log s = -a d_ood - logsumexp_j(-a d_j) over class distances `[n, k]` and the OOD distance `[n]`."""
+    everything = scale * np.concatenate([distances, ood_distance[:, None]], axis=1)
     nearest = everything.min(axis=1)
-    log_s: Scores64 = nearest - ood_distance - np.log(np.exp(nearest[:, None] - everything).sum(axis=1))
+    log_s: Scores64 = nearest - scale * ood_distance - np.log(np.exp(nearest[:, None] - everything).sum(axis=1))
     return log_s
 
 
@@ -215,9 +218,12 @@ def log_distances(cosine: np.ndarray, log_s: np.ndarray, bank_log_s: np.ndarray)
     return np.maximum(log_s, bank_log_s) + 0.5 * np.log(gap), gap
 
 
-def _nearest(features: Features64, distances: np.ndarray, ood_head: OodHead, cosine: np.ndarray) -> Nearest:
+def _nearest(
+    features: Features64, distances: np.ndarray, seen_from: tuple[OodHead, float], cosine: np.ndarray
+) -> Nearest:
+    ood_head, scale = seen_from
     v = features - ood_head.prototype
-    log_s = log_s_of(distances, np.sqrt(np.einsum("nd,nd->n", v, v)))
+    log_s = log_s_of(distances, np.sqrt(np.einsum("nd,nd->n", v, v)), scale)
     if cosine.shape[1] == 0:
         return Nearest(log_s, log_s, np.full(len(features), -1), np.ones(len(features)))
     distance, gap = log_distances(cosine, log_s[:, None], ood_head.bank_log_s[None, :])

@@ -37,6 +37,7 @@ GROUP = "grood/"  # prefix of every node, tensor and initializer of the head
 CENTER = GROUP + "center"
 PROTOTYPES_T = GROUP + "prototypes_t"
 PROTOTYPES_SQ = GROUP + "prototypes_sq"
+SCALE = GROUP + "scale"
 BANK = GROUP + "bank"
 BANK_SCALE = GROUP + "bank_scale"
 CALIBRATION_SCORES = GROUP + "calibration_scores"
@@ -76,8 +77,8 @@ def ood_names(index: int) -> OodNames:
 def head_tensors(head: Head) -> dict[str, np.ndarray]:
     """Return the head's initializers, everything relative to the mean class prototype (method: robust head).
 
-    center `[d]`, prototypes_t `[d, k]`, prototypes_sq `[k]`; with a bank: bank `[m, d]` float32, or int8 with
-    bank_scale `[m]`; per OOD prototype what `OodNames` lists. All but the bank rows and class groups is float32.
+    center `[d]`, prototypes_t `[d, k]`, prototypes_sq `[k]`, scale `[]`; with a bank: bank `[m, d]` float32, or int8
+    with bank_scale `[m]`; per OOD prototype what `OodNames` lists. All but int8 bank rows is float32.
     """
     center = head.prototypes.mean(axis=0).astype(np.float32)
     centred = (head.prototypes - center).astype(np.float32)
@@ -85,6 +86,7 @@ def head_tensors(head: Head) -> dict[str, np.ndarray]:
         CENTER: center,
         PROTOTYPES_T: np.ascontiguousarray(centred.T),
         PROTOTYPES_SQ: (centred.astype(np.float64) ** 2).sum(axis=1).astype(np.float32),
+        SCALE: np.array(head.scale, np.float32),
     }
     rows = (head.bank - center).astype(np.float32)
     if len(rows) and head.bank_dtype == "int8":
@@ -172,6 +174,7 @@ def head_from_model(model: bytes) -> Head:
     try:
         center = tensors[CENTER].astype(np.float64)
         prototypes = np.ascontiguousarray(tensors[PROTOTYPES_T].T).astype(np.float64) + center
+        scale = float(tensors[SCALE])
         rows = np.zeros((0, center.size), np.float32)
         if BANK in tensors:
             stored = tensors[BANK]
@@ -180,7 +183,7 @@ def head_from_model(model: bytes) -> Head:
     except KeyError as error:
         raise ArtifactError(f"the head's initializer {error} is missing: this file is not a whole artifact") from error
     dtype: BankDtype = "int8" if BANK_SCALE in tensors else "float32"
-    return Head(prototypes, rows.astype(np.float64) + center, ood_heads, dtype)
+    return Head(prototypes, rows.astype(np.float64) + center, ood_heads, dtype, scale)
 
 
 def _read_ood_head(

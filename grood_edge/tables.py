@@ -281,6 +281,10 @@ def _choice_rows(contract: Contract) -> list[tuple[str, str]]:
     rows = [("OOD prototype", f"{sources}, in the {contract.space}"), ("", f"{selection.asked}: {selection.reason}")]
     if selection.candidates:
         rows.append(("", _selection_table(selection)))
+    rows.append(("scale", f"{contract.scale.value:g}; {contract.scale.asked}: {contract.scale.reason}"))
+    if contract.scale.trials:
+        tried = ", ".join(f"{trial.scale:g}: {trial.auroc:.1%}" for trial in contract.scale.trials)
+        rows.append(("", f"AUROC of shuffled images: {tried}"))
     if bank.choice == "none":
         size = f"none; {bank.candidates:,} images were classified correctly"
     else:

@@ -286,6 +286,6 @@ def test_calibration_images_of_classes_without_prototype_are_pointed_out(
 def test_version_and_help() -> None:
     assert run("--version").stdout.startswith("grood-edge 0.")
     help_text = run("--help").output
-    for command in ("export", "calibrate", "score", "inspect", "verify", "demo"):
+    for command in ("export", "calibrate", "score", "evaluate", "inspect", "verify", "demo"):
         assert command in help_text
         assert run(command, "--help").exit_code == 0

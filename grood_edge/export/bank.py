@@ -31,12 +31,14 @@ class HeadPlan:
     """What a head is fitted from.
 
     sources: one OOD prototype each. rows: k-means rows; None keeps every gradient, 0 none (the score is then log s).
+    scale: a of the distances.
     """
 
     sources: tuple[OodSource, ...]
     rows: int | None
     dtype: BankDtype
     seed: int
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -127,15 +129,15 @@ def head_of(rows: BankRows, prototypes: Prototypes, plan: HeadPlan, with_maps: b
     heads = []
     for source in plan.sources:
         position = source.at(prototypes)
-        log_s = log_s_of(distances, np.linalg.norm(rows.features - position, axis=1))
+        log_s = log_s_of(distances, np.linalg.norm(rows.features - position, axis=1), plan.scale)
         heads.append(OodHead(position, rows.means(log_s) if plan.rows != 0 else np.zeros(0)))
-    head = Head(prototypes, bank, tuple(heads), plan.dtype)
+    head = Head(prototypes, bank, tuple(heads), plan.dtype, plan.scale)
     if len(heads) == 1 or not with_maps:
         return head
     maps = [fitted_map(scores) for scores in _own_row_left_out(rows, head, plan.seed)]
     scale = 1.0 / sum(m.slope + float(m.weights.sum()) for m in maps)
     mapped = tuple(OodHead(h.prototype, h.bank_log_s, m.scaled(scale)) for h, m in zip(heads, maps, strict=True))
-    return Head(prototypes, bank, mapped, plan.dtype)
+    return Head(prototypes, bank, mapped, plan.dtype, plan.scale)
 
 
 def _own_row_left_out(rows: BankRows, head: Head, seed: int) -> list[Scores64]:
@@ -145,7 +147,7 @@ def _own_row_left_out(rows: BankRows, head: Head, seed: int) -> list[Scores64]:
         sample = np.sort(np.random.default_rng(seed).choice(sample, MAP_IMAGES, replace=False))
     x, own = rows.features[sample], rows.assignment[sample]
     distances = class_distances(x, head.prototypes)
-    log_s = [log_s_of(distances, np.linalg.norm(x - h.prototype, axis=1)) for h in head.ood_heads]
+    log_s = [log_s_of(distances, np.linalg.norm(x - h.prototype, axis=1), head.scale) for h in head.ood_heads]
     if len(head.bank) < 2:
         return log_s
     size = np.bincount(rows.assignment)[own].astype(np.float64)
@@ -181,7 +183,7 @@ def _clusters(features: Features64, prototypes: Prototypes, plan: HeadPlan) -> n
     v = features - plan.sources[0].at(prototypes)
     length = np.linalg.norm(v, axis=1)
     u = v / np.maximum(length, 1e-30)[:, None]
-    log_s = log_s_of(class_distances(features, prototypes), length)
+    log_s = log_s_of(class_distances(features, prototypes), length, plan.scale)
     # One thread: the order of float additions, and with it the artifact's bytes, must not depend on timing.
     with threadpool_limits(limits=1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # duplicates among the images give fewer clusters

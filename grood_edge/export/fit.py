@@ -8,8 +8,9 @@ from typing import Literal
 
 import numpy as np
 
-from grood_edge.contract import Calibration, Fit, GradientBank, Selection, encode_array
-from grood_edge.contract_reader import MAX_SKETCH
+from grood_edge.arrays import Features
+from grood_edge.contract import Calibration, Fit, GradientBank, Scale, Selection, encode_array
+from grood_edge.contract_reader import MAX_SCALE, MAX_SKETCH, MIN_SCALE
 from grood_edge.errors import DatasetError, UsageError
 from grood_edge.export.bank import BankRows, HeadPlan, bank_candidates, fit_head
 from grood_edge.export.calibration import (
@@ -25,6 +26,7 @@ from grood_edge.export.dataset import Dataset, LabelSource
 from grood_edge.export.features import FeaturePass, FeatureTable, Reading, collect_features, merged
 from grood_edge.export.ood_prototype import AUTO, OodSource
 from grood_edge.export.prototypes import require_usable_classes
+from grood_edge.export.scale import choose_scale
 from grood_edge.export.selection import BankChoice, choose_bank, choose_sources
 from grood_edge.ort import OrtModel
 from grood_edge.progress import Progress, silent
@@ -36,6 +38,7 @@ __all__ = [
     "FitOptions",
     "Fitted",
     "Passes",
+    "ScaleOption",
     "Space",
     "calibrated",
     "coverage_warnings",
@@ -47,6 +50,7 @@ MAX_SEED = 2**32 - 1  # what NumPy, scikit-learn and torch all take
 
 BankSize = Literal["auto", "all", "none"] | int
 Space = Literal["features", "logits"]
+ScaleOption = Literal["auto"] | float
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class FitOptions:
     bank: BankSize
     bank_dtype: BankDtype
     space: Space
+    scale: ScaleOption
     keep_paths: bool
     labels: LabelSource
     alpha: float
@@ -77,6 +82,8 @@ class FitOptions:
         for name, value in (("alpha", self.alpha), ("delta", self.delta)):
             if value is not None and not 0 < value < 1:
                 raise UsageError(f"--{name} {value}; expected a number above 0 and below 1, such as 0.05")
+        if self.scale != "auto" and not MIN_SCALE <= self.scale <= MAX_SCALE:
+            raise UsageError(f"--scale {self.scale}; expected auto or a number from {MIN_SCALE:g} to {MAX_SCALE:g}")
         if not 0 <= self.seed <= MAX_SEED:
             raise UsageError(f"--seed {self.seed}; expected a number from 0 to {MAX_SEED}")
 
@@ -113,6 +120,7 @@ class Fitted:
 
     head: Head
     sources: tuple[OodSource, ...]
+    scale: Scale
     selection: Selection
     bank: GradientBank
     fit: Fit
@@ -144,11 +152,13 @@ def fit_statistics(
     classes: tuple[str, ...],
     sources: tuple[OodSource, ...],
     options: FitOptions,
+    shuffled: Features | None = None,
     progress: Progress = silent,
 ) -> Fitted:
-    """Choose OOD prototypes and bank, fit the head, and choose what calibrates.
+    """Choose scale, OOD prototypes and bank, fit the head, and choose what calibrates.
 
-    What calibrates is separate images, a split, or cross-fitted scores of all images.
+    What calibrates is separate images, a split, or cross-fitted scores of all images. `shuffled` float32 `[q, d]` are
+    features of shuffled fit images, which choose the scale where it is `auto`.
 
     Raises:
         DatasetError: classes that cannot be modelled, or a full bank that does not fit.
@@ -160,6 +170,12 @@ def fit_statistics(
     require_usable_classes(table, classes, predicted=options.labels == "predicted")
     selection = Selection(options.ood_prototype, "as asked for", 0, 0, ())
     plan = HeadPlan(sources, None, options.bank_dtype, options.seed)
+    scale = Scale(1.0, str(options.scale), "as asked for", ())
+    if options.scale != "auto":
+        scale = replace(scale, value=float(options.scale))
+    elif shuffled is not None:
+        scale = choose_scale(passes.fit.fit, shuffled, plan, progress)
+    plan = replace(plan, scale=scale.value)
     if options.ood_prototype == AUTO:
         sources, selection = choose_sources(passes.fit.fit, sources, plan, progress)
     size = _bank_size(passes.fit.fit, table, replace(plan, sources=sources), options, progress)
@@ -174,6 +190,7 @@ def fit_statistics(
     return Fitted(
         head=head,
         sources=sources,
+        scale=scale,
         selection=selection,
         bank=_bank_entry(table, head, bank_rows, size, options),
         fit=_fit_entry(passes, classes, options),

@@ -82,7 +82,7 @@ def _stored(name: str) -> str:
 
 
 def _class_distance_nodes(source: str) -> list[NodeProto]:
-    """D_c = sqrt(max(|h'|^2 + |P'_c|^2 - 2 h'P'^T, 0)), h' = h - center: `[N, k]`.
+    """D_c = a sqrt(max(|h'|^2 + |P'_c|^2 - 2 h'P'^T, 0)), h' = h - center: `[N, k]`.
 
     The expanded form loses |h'|^2 / D_c^2 digits, most where it matters most: at the nearest prototype (log S was
     wrong by 8e-3 for features of length 100). That one distance is computed again, directly.
@@ -106,7 +106,8 @@ def _class_distance_nodes(source: str) -> list[NodeProto]:
         _node("ReduceSum", ["from_nearest_squares", "axis"], "from_nearest_sq", keepdims=1),
         _node("Sqrt", ["from_nearest_sq"], "nearest_class"),
         _node("LessOrEqual", ["class_distance_raw", "nearest_class_raw"], "is_nearest_class"),
-        _node("Where", ["is_nearest_class", "nearest_class", "class_distance_raw"], "class_distance"),
+        _node("Where", ["is_nearest_class", "nearest_class", "class_distance_raw"], "class_distance_plain"),
+        _node("Mul", ["class_distance_plain", _stored(stored.SCALE)], "class_distance"),
     ]
 
 
@@ -152,13 +153,14 @@ def _log_s_nodes(names: stored.OodNames, index: int) -> list[NodeProto]:
         node("Mul", ["v", "v"], "v_squares"),
         node("ReduceSum", ["v_squares", "axis"], "v_sq", keepdims=1),
         node("Sqrt", ["v_sq"], "ood_distance"),
-        node("Concat", ["class_distance", "ood_distance"], "distance", axis=1),
+        node("Mul", ["ood_distance", _stored(stored.SCALE)], "ood_distance_scaled"),
+        node("Concat", ["class_distance", "ood_distance_scaled"], "distance", axis=1),
         node("ReduceMin", ["distance", "axis"], "nearest", keepdims=1),
         node("Sub", ["nearest", "distance"], "below_nearest"),
         node("Exp", ["below_nearest"], "weights"),
         node("ReduceSum", ["weights", "axis"], "weight_sum", keepdims=1),
         node("Log", ["weight_sum"], "log_weight_sum"),
-        node("Sub", ["nearest", "ood_distance"], "log_weight_ood"),
+        node("Sub", ["nearest", "ood_distance_scaled"], "log_weight_ood"),
         node("Sub", ["log_weight_ood", "log_weight_sum"], "log_s"),
     ]
 

@@ -11,7 +11,8 @@ from grood_edge.export.calibration import Promise
 from grood_edge.export.classifier import ClassifierGraph, ClassifierOptions, load_classifier
 from grood_edge.export.dataset import Dataset, LabelSource, open_dataset, restart_of
 from grood_edge.export.features import DEFAULT_ROWS, MAX_ROWS, Reading
-from grood_edge.export.fit import BankSize, FitOptions, Space
+from grood_edge.export.fit import BankSize, FitOptions, ScaleOption, Space
+from grood_edge.export.mixup import FEATURES
 from grood_edge.export.ood_prototype import AUTO, source_names
 from grood_edge.export.spool import check_spool_folder
 from grood_edge.images import UnreadableImageError, find_images, load_image
@@ -38,11 +39,12 @@ class ExportOptions:
     calibration_data: images the network was never trained on; None splits or cross-fits `data`.
     classes: names in the classifier's order; None takes the sorted folder names.
     labels: `folder`, or `predicted` for unlabelled frames. ood_prototype: `auto`, or some of `mean`, `mixup`, `noise`,
-    `origin` and `images:DIR`, separated by commas. mixup_layer: the classifier's tensor to mix at; None finds one.
-    space: the head reads the features, or the classifier's logits. bank: `auto`, `all`, `none` (the score is log s), or
-    a number of k-means rows. bank_dtype: how the rows are stored. keep_paths: names of images in the contract, for
-    explanations. alpha: accepted false-alarm rate. delta: the risk that the rate is above alpha after all; None is 0.05
-    where a promise is possible. rule: `marginal` holds alpha on average only. per_class: p-values by predicted class.
+    `origin` and `images:DIR`, separated by commas. mixup_layer: `features`, `early` or a tensor. space: the head reads
+    the features, or the classifier's logits. scale: of the distances; 1 is the paper's. bank: `auto`, `all`, `none`
+    (the score is log s), or a number of k-means rows. bank_dtype: how the rows are stored. keep_paths: names of images
+    in the contract, for explanations. alpha: accepted false-alarm rate. delta: the risk that the rate is above alpha
+    after all; None is 0.05 where a promise is possible. rule: `marginal` holds alpha on average only. per_class:
+    p-values by predicted class.
     unseen: `data` was not trained on.
     max_bank_source: feature rows that are kept, spread over the classes, for the bank to be made of. spool: a folder
     for what has been read; an interrupted export goes on from there, and removes it at the end.
@@ -54,8 +56,9 @@ class ExportOptions:
     classes: tuple[str, ...] | None = None
     labels: LabelSource = "folder"
     ood_prototype: str = AUTO
-    mixup_layer: str | None = None
+    mixup_layer: str = FEATURES
     space: Space = "features"
+    scale: ScaleOption = "auto"
     bank: BankSize = "auto"
     bank_dtype: BankDtype = "int8"
     keep_paths: bool = False
@@ -91,7 +94,7 @@ def open_inputs(model: Any, data: Any, options: ExportOptions, progress: Progres
         GroodEdgeError: something cannot be used; every message says what to do.
     """
     sources = source_names(options.ood_prototype)
-    if options.mixup_layer is not None and not {"mixup", AUTO}.intersection(sources):
+    if options.mixup_layer != FEATURES and not {"mixup", AUTO}.intersection(sources):
         raise UsageError("--mixup-layer has no use without --ood-prototype mixup or auto")
     dataset = open_dataset(data, options.labels, options.classes, options.seed)
     if not MIN_ROWS <= options.max_bank_source <= MAX_ROWS:
@@ -157,6 +160,7 @@ def fit_options(options: ExportOptions) -> FitOptions:
         bank=options.bank,
         bank_dtype=options.bank_dtype,
         space=options.space,
+        scale=options.scale,
         keep_paths=options.keep_paths,
         labels=options.labels,
         alpha=options.alpha,

@@ -37,6 +37,7 @@ from grood_edge.export.ood_prototype import (
     plain_source,
     source_names,
 )
+from grood_edge.export.scale import shuffled_features
 from grood_edge.export.spool import SpoolPlan, remove_spools
 from grood_edge.export.verify import (
     HALF_LOGIT_TOLERANCE,
@@ -98,8 +99,12 @@ def export_model(
     passes = _read_passes(inputs, bare, options, graph, progress)
     sources = _sources(base, bare, passes, (inputs, options), progress)
     progress("fitting statistics", 0, None)
-    fitted = fit_statistics(passes, inputs.classes, sources, fitting, progress)
-    whole, calibration = calibrated(_attached(base, fitted.head, options.space), fitted, inputs.classes, options.space)
+    shuffled = None
+    if options.scale == "auto":
+        shuffled = shuffled_features(bare, passes.fit, reading_of(inputs, options, hold_out=False), progress)
+    fitted = fit_statistics(passes, inputs.classes, sources, fitting, shuffled, progress)
+    attached = _attached(base, fitted.head, options.space, len(inputs.classes))
+    whole, calibration = calibrated(attached, fitted, inputs.classes, options.space)
     progress("fitting statistics", 1, 1)
     contract = Contract(
         classes=inputs.classes,
@@ -107,6 +112,7 @@ def export_model(
         classifier=_classifier_entry(inputs.classifier),
         precision="fp32",
         space=options.space,
+        scale=fitted.scale,
         selection=fitted.selection,
         ood_prototypes=tuple(source.entry for source in fitted.sources),
         bank=fitted.bank,
@@ -188,9 +194,9 @@ def tool_versions(extra: tuple[str, ...] = ()) -> dict[str, str]:
     return versions
 
 
-def _attached(base: ModelProto, head: Head, space: str) -> bytes:
+def _attached(base: ModelProto, head: Head, space: str, classes: int) -> bytes:
     """Serialise base and head, with an empty calibration that `calibrated` replaces."""
-    empty = DecisionRule((np.zeros(1, np.float32),), (1,), np.zeros(1, np.int32))
+    empty = DecisionRule((np.zeros(1, np.float32),), (1,), np.zeros(classes, np.int32))
     return bytes(attach_head(base, head, space, empty).SerializeToString(deterministic=True))
 
 

@@ -146,6 +146,7 @@ def _fit_options(before: Contract, options: RecalibrateOptions) -> FitOptions:
     calibration = before.calibration
     return FitOptions(
         ood_prototype=before.selection.asked,
+        scale=before.scale.value,
         bank=bank,
         bank_dtype=before.bank.dtype,
         space=before.space,
@@ -166,7 +167,8 @@ def _fitted(artifact: Artifact, passes: Passes, threshold_only: bool, fit_option
     sources = tuple(map(_kept_source, before.ood_prototypes, head.ood_heads))
     if not threshold_only:
         as_before = replace(fit_options, ood_prototype=ARTIFACTS_OWN)
-        return replace(fit_statistics(passes, before.classes, sources, as_before), selection=before.selection)
+        fitted = fit_statistics(passes, before.classes, sources, as_before)
+        return replace(fitted, selection=before.selection, scale=before.scale)
     promise = Promise(
         fit_options.alpha, fit_options.delta, "unseen", "separate", fit_options.marginal, fit_options.per_class
     )
@@ -174,6 +176,7 @@ def _fitted(artifact: Artifact, passes: Passes, threshold_only: bool, fit_option
         head=head,
         sources=sources,
         selection=before.selection,
+        scale=before.scale,
         bank=before.bank,
         fit=before.fit,
         promise=promise,

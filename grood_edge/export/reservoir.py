@@ -36,13 +36,14 @@ def water_filled(counts: ClassCounts, budget: int, favoured: np.ndarray) -> Clas
     What equal shares leave over goes, one row each, to the first strata in the order `favoured` (int64 `[k]`). Since
     the order is fixed, a stratum that does not keep all its rows never gains when counts grow.
     """
-    if counts.sum() <= budget:
-        return counts.copy()
+    quotas: np.ndarray = counts.copy()
+    if quotas.sum() <= budget:
+        return quotas
     ascending = np.sort(counts)
     smaller = np.cumsum(ascending) - ascending  # rows of all strata before this one
     shares = (budget - smaller) // np.arange(len(counts), 0, -1)
     level = int(shares[np.argmax(ascending > shares)])
-    quotas: np.ndarray = np.minimum(counts, level)
+    quotas = np.minimum(counts, level)
     cut = favoured[counts[favoured] > level]
     quotas[cut[: budget - int(quotas.sum())]] += 1
     return quotas

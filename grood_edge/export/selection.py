@@ -18,9 +18,9 @@ BETTER_BY = 0.02  # AUROC that a single OOD prototype must gain over the combina
 STANDARD_ERRORS = 2.0  # and so many paired standard errors over classes
 MOST_ROWS = 4096
 SIZES = tuple(64 << i for i in range(7))
-MANY_IMAGES = 8192
+MANY_IMAGES = 4096
 AUROC_LOSS = 0.001
-CHANGED = 0.0025
+CHANGED = 0.001
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def choose_bank(table: FeatureTable, plan: HeadPlan, alpha: float, progress: Pro
     """Choose the smallest bank that loses nothing against the full one.
 
     A size is good enough when its leave-class-out AUROC is at most 0.1 points below the full bank's, and when it
-    decides at most 0.25 % of the ID images otherwise at the same false-alarm rate (0.5 % are accepted; this is an
-    estimate from 1,000 images). Sizes: none, 64, 128, ... 4,096; found by bisection, as less is lost with more rows.
+    decides at most 0.1 % of the ID images otherwise at the same false-alarm rate (0.5 % are accepted; this is an
+    estimate from 1,000 images, with fewer images a row than in the end). Sizes: none, 64, 128, ... 4,096; found by bisection, as less is lost with more rows.
     """
     candidates, classes = bank_candidates(table), divisible_classes(table)
     most = None if candidates <= MOST_ROWS else MOST_ROWS
@@ -115,8 +115,8 @@ def choose_bank(table: FeatureTable, plan: HeadPlan, alpha: float, progress: Pro
 class _SizeTrial:
     """The full bank's measurements, and what is needed to make them for a smaller one.
 
-    `few` has at most 2,048 bank images, and serves AUROCs with every class left out; `many` has all that were kept, up
-    to 8,192, and serves decisions, which change more the more images a row stands for.
+    `few` has at most 2,048 bank images, and serves AUROCs with every class left out; `many` has up
+    to 4,096, and serves decisions, which change more the more images a row stands for.
     """
 
     few: LeaveOut

@@ -33,7 +33,7 @@ VERIFIED_FRAMES = 48
 LOGIT_TOLERANCE = 1e-5  # relative to the largest logit: float32, one more fusion at the first convolution
 HALF_LOGIT_TOLERANCE = 5e-3  # the same for a float16 classifier: 11 bits, rounded in other places after other fusions
 SCORE_TOLERANCE = 2e-4  # float32 head against float64, where E = S^2 / max(s, s_i)^2 > MIN_GAP, or
-DISTANCE_ROUNDING = 5e-7  # times |h - p_ood| / sqrt(E), if that is more: 8 roundings of the distances behind log s
+DISTANCE_ROUNDING = 5e-7  # times a |h - p_ood| / sqrt(E), if that is more: 8 roundings of the distances behind log s
 COSINE_ROUNDING = 5e-7  # times the condition of the expanded (h - p).(b - p), over E: it is a sum of four products
 MIN_GAP = 1e-3  # nearer to a bank row float32 carries no score that precise, and decisions alone are compared
 GAP_ROUNDING = 2e-6  # what float32 unit rows may add to E or take from it: 4e-7 seen, times five
@@ -132,7 +132,7 @@ def _expected(features: Features64, head: Head) -> _Expected:
         rounding = GAP_ROUNDING * np.maximum(1.0, condition)
         below = 0.5 * np.log(np.maximum(nearest.gap - rounding, MIN_RELATIVE_GAP) / nearest.gap)
         above = 0.5 * np.log((nearest.gap + rounding) / nearest.gap)
-        of_distance = DISTANCE_ROUNDING * distance
+        of_distance = DISTANCE_ROUNDING * head.scale * distance
         limit = np.maximum(SCORE_TOLERANCE, of_distance / np.sqrt(nearest.gap))
         limit = np.maximum(limit, COSINE_ROUNDING * condition / nearest.gap)
         low, high = nearest.score + below - of_distance, nearest.score + above + of_distance

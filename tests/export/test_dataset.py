@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from grood_edge.demo.images import DemoImages
-from grood_edge.errors import DatasetError
-from grood_edge.export.dataset import Dataset, Sample, open_dataset, read_class_names
+from grood_edge.errors import DatasetError, UsageError
+from grood_edge.export.dataset import Dataset, Sample, open_dataset, read_class_names, restart_of
 from grood_edge.images import load_image
 
 
@@ -272,3 +272,54 @@ def test_class_names_that_cannot_be_used(name: str, content: bytes | None, messa
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DatasetError, match=message):
         read_class_names(tmp_path / name)
+
+
+def names_from(dataset: Dataset, start: int) -> tuple[list[str], list[str]]:
+    unreadable: list[str] = []
+    samples = restart_of(dataset).samples(lambda name, _: unreadable.append(name), start)
+    return [sample.name for sample in samples], unreadable
+
+
+@pytest.mark.parametrize("labels", ["folder", "predicted"])
+def test_pass_can_begin_in_the_middle_of_a_folder(labels: Any, folder: Path) -> None:
+    broken = folder / "bee" / "1.png"
+    broken.write_bytes(b"broken")
+    dataset = open_dataset(folder, labels)
+    everything, _ = names_from(open_dataset(folder, labels), 0)
+    assert len(everything) == 8
+    for start in range(10):
+        names, unreadable = names_from(dataset, start)
+        assert len(names) + len(unreadable) == 9 - start  # broken ones count
+        assert names == everything[len(everything) - len(names) :]
+        assert unreadable in ([], ["bee/1.png"])
+
+
+def test_pass_can_begin_in_the_middle_of_an_npz(tmp_path: Path) -> None:
+    path = tmp_path / "images.npz"
+    np.savez(path, images=np.zeros((5, 4, 4, 3), np.uint8), labels=np.arange(5))
+    samples = list(restart_of(open_dataset(path, "folder")).samples(lambda *_: None, 3))
+    assert [(sample.name, sample.label) for sample in samples] == [("images.npz[3]", 3), ("images.npz[4]", 4)]
+
+
+def test_stream_has_no_middle() -> None:
+    with pytest.raises(UsageError, match=r"--spool needs a folder or an \.npz, but the given batches is a stream"):
+        restart_of(open_dataset([(np.zeros((1, 4, 4, 3), np.uint8), [0])], "folder"))
+
+
+def test_identity_names_the_images_their_order_and_their_labels(folder: Path, tmp_path: Path) -> None:
+    def identity(path: Path, **options: Any) -> str:
+        return restart_of(open_dataset(path, **{"labels": "folder", **options})).identity()
+
+    first = identity(folder)
+    copy = shutil.copytree(folder, tmp_path / "elsewhere", copy_function=shutil.copy2)
+    assert identity(folder) == identity(copy) == first
+    others = [
+        identity(folder, seed=1),
+        identity(folder, labels="predicted"),
+        identity(folder, classes=("bee", "ant", "cat")),
+    ]
+    (folder / "ant" / "0.png").rename(folder / "ant" / "00.png")
+    others.append(identity(folder))
+    (folder / "ant" / "00.png").unlink()
+    others.append(identity(folder))
+    assert len({first, *others}) == 6

@@ -14,9 +14,10 @@ from grood_edge.errors import ClassifierError
 from grood_edge.export.classifier import ClassifierGraph, ClassifierOptions, load_classifier
 from grood_edge.export.features import FeaturePass, Reading
 from grood_edge.export.graph import base_model
-from grood_edge.export.mixup import MIXED_IMAGES, mixup_source
+from grood_edge.export.mixup import EARLY, FEATURES, MIXED_IMAGES, mixup_source
 from grood_edge.export.ood_prototype import Mixes, OodSource
 from grood_edge.export.tap import find_tap
+from grood_edge.ort import OrtModel, open_ort
 from grood_edge.preprocessing import Preprocessing
 from tests.export.networks import legacy_onnx
 
@@ -67,7 +68,7 @@ def reading(digit_preprocessing: Preprocessing) -> Reading:
     return Reading(digit_preprocessing, 7)
 
 
-def mixed(base: ModelProto, fitted: FeaturePass, reading: Reading, layer: str | None = None) -> Mixed:
+def mixed(base: ModelProto, fitted: FeaturePass, reading: Reading, layer: str = EARLY) -> Mixed:
     source = mixup_source(base, fitted, reading, layer)
     assert source.mixes is not None
     return Mixed(source, source.mixes)
@@ -184,8 +185,6 @@ def two_paths(network: DigitNetwork, digit_preprocessing: Preprocessing, tmp_pat
 def test_images_are_mixed_where_no_tensor_can_be(
     two_paths: ModelProto, digit_pass: FeaturePass, reading: Reading
 ) -> None:
-    from grood_edge.ort import open_ort
-
     assert find_tap(two_paths, 7) is None
     ours = mixed(two_paths, digit_pass, reading)
     assert ours.source.entry.layer == "image"
@@ -208,6 +207,7 @@ def test_images_are_mixed_where_no_tensor_can_be(
 
 
 def test_layer_can_be_named(base: ModelProto, digit_pass: FeaturePass, reading: Reading, found: Mixed) -> None:
+    assert found.source.entry.layer is not None
     same = mixed(base, digit_pass, reading, found.source.entry.layer)
     np.testing.assert_array_equal(same.mixes.features, found.mixes.features)
     relus = [node.output[0] for node in base.graph.node if node.op_type == "Relu"]
@@ -238,6 +238,23 @@ def test_network_for_single_images(
 
 def test_progress_goes_up(base: ModelProto, digit_pass: FeaturePass, reading: Reading) -> None:
     calls: list[int] = []
-    mixup_source(base, digit_pass, reading, None, lambda label, done, total: calls.append(done))
+    mixup_source(base, digit_pass, reading, EARLY, lambda label, done, total: calls.append(done))
     assert calls == sorted(calls)
     assert len(calls) > 5
+
+
+@pytest.mark.parametrize("space", ["features", "logits"])
+def test_features_are_mixed_by_default(
+    space: str, digit_model: OrtModel, base: ModelProto, digit_pass: FeaturePass, reading: Reading, found: Mixed
+) -> None:
+    """Half the image's own feature, half the prototype of the class that it is confused with most."""
+    ours = mixed(base, digit_pass, replace(reading, space=space), FEATURES)  # type: ignore[arg-type]
+    assert ours.source.entry.layer == space
+    assert ours.mixes.names == found.mixes.names
+    np.testing.assert_array_equal(ours.mixes.other, found.mixes.other)
+    outputs = digit_model.run({"image": digit_pass.frames[chosen_rows(ours, digit_pass)]})
+    fit = digit_pass.fit
+    if space == "features":
+        prototypes = fit.class_sums / fit.class_counts[:, None]
+        expected = 0.5 * outputs["features"] + 0.5 * prototypes[ours.mixes.other]
+        np.testing.assert_allclose(ours.mixes.features, expected, atol=1e-5, rtol=1e-5)

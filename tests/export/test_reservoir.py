@@ -131,3 +131,19 @@ def test_a_class_that_comes_late_gets_its_share() -> None:
     strata = np.repeat([0, 1], [5_000, 25])
     numbers, _ = sampled(strata, 100, 0, [32], 2)
     assert (strata[numbers] == 1).sum() == 25
+
+
+@pytest.mark.parametrize("size", [1, 32])
+def test_the_rows_with_the_smallest_keys_of_each_class_are_kept(size: int) -> None:
+    """Against the definition, with all keys at once; sample sizes just above the budget prune most closely."""
+    for seed, count in enumerate((61, 70, 76, 77, 80, 90, 120, 400)):
+        strata = np.random.default_rng(seed).choice(3, count, p=[0.6, 0.3, 0.1])
+        rng = np.random.default_rng(seed)
+        favoured, keys = rng.permutation(3), rng.random(count)
+        quotas = water_filled(np.bincount(strata, minlength=3), 60, favoured)
+        expected: list[int] = []
+        for kind in range(3):
+            own = np.flatnonzero(strata == kind)
+            expected += own[np.argsort(keys[own])][: quotas[kind]].tolist()
+        numbers, _ = sampled(strata, 60, seed, [size], 3)
+        assert numbers.tolist() == sorted(expected)

@@ -1,0 +1,19 @@
+"""Options that several commands share."""
+
+from typing import Annotated, Literal
+
+import typer
+
+__all__ = ["AllowUnreadable", "Alpha", "Force", "Json", "Labels", "PerClass", "Provider", "Rule"]
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
+Alpha = Annotated[float | None, typer.Option(help="Accepted false-alarm rate on ID frames.")]
+Provider = Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the network runs; never falls back.")]
+Labels = Annotated[Literal["folder", "predicted"], typer.Option(help="'predicted' for unlabelled frames.")]
+Rule = Annotated[
+    Literal["guaranteed", "marginal"],
+    typer.Option(help="'marginal': alpha on average over calibration sets, without a confidence."),
+]
+PerClass = Annotated[bool, typer.Option("--per-class", help="p-values, and alpha, for each predicted class.")]
+AllowUnreadable = Annotated[bool, typer.Option("--allow-unreadable", help="Go on with over 1 % unreadable images.")]
