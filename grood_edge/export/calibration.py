@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from grood_edge.arrays import Labels, Scores
+from grood_edge.arrays import IdScores, Labels, Scores
 from grood_edge.conformal import rank_for
 from grood_edge.contract import Calibration, encode_scores
 from grood_edge.errors import CalibrationError, DatasetError, UsageError
@@ -101,7 +101,7 @@ def calibration_from_scores(held_out: CalibrationScores, promise: Promise, class
             "Check that the calibration images differ, and the classifier's weights"
         )
     rank = rank_for(promise.alpha, delta, scores.size)
-    groups: tuple[Scores, ...] = (scores,)
+    groups: tuple[IdScores, ...] = (scores,)
     ranks: tuple[int, ...] = ()
     if promise.per_class:
         groups = tuple(scores[held_out.class_ids == label] for label in range(len(classes)))
@@ -124,7 +124,7 @@ def calibration_from_scores(held_out: CalibrationScores, promise: Promise, class
 
 
 def _class_ranks(
-    groups: tuple[Scores, ...], alpha: float, delta: float | None, classes: tuple[str, ...]
+    groups: tuple[IdScores, ...], alpha: float, delta: float | None, classes: tuple[str, ...]
 ) -> tuple[int, ...]:
     ranks = []
     for name, group in zip(classes, groups, strict=True):

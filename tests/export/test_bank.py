@@ -35,8 +35,16 @@ def correct_features(table: FeatureTable) -> np.ndarray:
     return features
 
 
-def log_s(features: np.ndarray, prototypes: np.ndarray, position: np.ndarray) -> np.ndarray:
-    return log_s_of(class_distances(features, prototypes), np.linalg.norm(features - position, axis=1))
+def log_s(features: np.ndarray, prototypes: np.ndarray, position: np.ndarray, scale: float = 1.0) -> np.ndarray:
+    return log_s_of(class_distances(features, prototypes), np.linalg.norm(features - position, axis=1), scale)
+
+
+def test_scale_of_the_distances_reaches_the_bank(table: FeatureTable) -> None:
+    head, rows = fit_head(table, replace(TWO, scale=4.0))
+    assert head.scale == 4.0
+    for ood_head in head.ood_heads:
+        expected = log_s(rows.features, head.prototypes, ood_head.prototype, 4.0)
+        np.testing.assert_allclose(ood_head.bank_log_s, expected, rtol=1e-12)
 
 
 def test_full_bank_holds_the_features_of_the_correct_images(table: FeatureTable) -> None:
