@@ -59,7 +59,7 @@ def test_threshold_only_changes_the_calibration_alone(artifact: Path, fresh: lis
     for name, tensor in head_tensors(head_from_model(before.model)).items():
         np.testing.assert_array_equal(head_tensors(head_from_model(after.model))[name], tensor)
     old = before.contract.calibration
-    restored = model_with_tensors(after.model, calibration_tensors(old.sorted_scores(), old.k))
+    restored = model_with_tensors(after.model, calibration_tensors(old.rule(7)))
     assert graph_digest(restored) == before.graph_digest  # nothing else in the graph has changed
     with open_session(artifact) as session:
         scores = session.infer(list(frames)).ood_score
@@ -95,12 +95,17 @@ def test_full_refit_changes_the_statistics(artifact: Path, digits: DemoImages, f
     after = read_artifact(artifact)
     old, new = head_from_model(before.model), head_from_model(after.model)
     assert not np.allclose(new.prototypes, old.prototypes)
-    np.testing.assert_allclose(new.only().prototype, new.prototypes.mean(axis=0), atol=1e-5)  # its source is "mean"
+    places = dict(zip([entry.source for entry in after.contract.ood_prototypes], new.ood_heads, strict=True))
+    np.testing.assert_allclose(places["mean"].prototype, new.prototypes.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(places["origin"].prototype, 0, atol=1e-5)
+    np.testing.assert_allclose(places["mixup"].prototype, old.ood_heads[1].prototype, atol=1e-5)  # stays where it was
+    assert not np.allclose(places["mean"].bank_log_s, old.ood_heads[0].bank_log_s)
     images = len(fresh_batches[0][1])
     assert after.contract.fit.images == images
     assert after.contract.fit.data_digest != before.contract.fit.data_digest
     assert after.contract.fit.accuracy is not None
-    assert after.contract.bank.rows == after.contract.bank.candidates == len(new.only().bank) < images + 1
+    bank = after.contract.bank
+    assert bank.rows == len(new.bank) == before.contract.bank.rows < bank.candidates < images + 1
     calibration = after.contract.calibration
     assert (calibration.method, calibration.guarantee, calibration.n) == ("cross-fitted", "approximate", images)
     unchanged = ("classes", "preprocessing", "classifier", "precision", "ood_prototypes", "tools")
@@ -132,9 +137,9 @@ def test_refit_keeps_the_size_of_a_kmeans_bank_and_a_noise_prototype(
     before = head_from_model(read_artifact(path).model)
     contract = recalibrate(path, fresh_batches, options=RecalibrateOptions(seed=3)).contract
     after = head_from_model(read_artifact(path).model)
-    assert (contract.bank.choice, contract.bank.rows, after.only().bank.shape) == ("kmeans", 24, (24, 64))
-    assert not np.allclose(after.only().bank, before.only().bank)
-    np.testing.assert_allclose(after.only().prototype, before.only().prototype, atol=1e-4)
+    assert (contract.bank.choice, contract.bank.rows, after.bank.shape) == ("kmeans", 24, (24, 64))
+    assert not np.allclose(after.bank, before.bank)
+    np.testing.assert_allclose(after.ood_heads[0].prototype, before.ood_heads[0].prototype, atol=1e-4)
     assert contract.ood_prototypes[0].source == "noise"
     assert contract.fit.seed == 3
 

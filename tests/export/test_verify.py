@@ -29,17 +29,20 @@ from grood_edge.ort import open_ort
 from grood_edge.preprocessing import Preprocessing
 from grood_edge.scoring import ood_scores
 from grood_edge.stored_head import (
+    BANK_SCALE,
     CALIBRATION_SCORES,
     CENTER,
     PROTOTYPES_SQ,
     PROTOTYPES_T,
     RANK,
+    SCALE,
     head_from_model,
     ood_names,
 )
 from tests.export.conftest import DIGIT_PREPROCESSING
 
-OOD_PROTOTYPE, BANK_T, BANK_LOG_S = ood_names(0)
+NAMES = ood_names(0)
+LAST = ood_names(2)
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +83,18 @@ def test_good_artifact_is_within_the_tolerances(artifact: Artifact, frames: np.n
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        (BANK_LOG_S, 0.01),
-        (BANK_T, 0.01),
-        (OOD_PROTOTYPE, 0.01),
+        (NAMES.bank_log_s, 0.01),
+        (LAST.bank_log_s, 0.02),
+        (BANK_SCALE, 0.001),
+        (NAMES.bank_offset, 0.5),
+        (LAST.bank_inverse_length, 0.01),
+        (NAMES.prototype, 0.01),
+        (LAST.prototype, 0.05),
+        (NAMES.map_slope, 0.01),
+        (LAST.map_bias, 0.01),
+        (NAMES.map_knots, 0.1),
+        (LAST.map_weights, 0.01),
+        (SCALE, 0.01),
         (PROTOTYPES_T, 0.01),
         (PROTOTYPES_SQ, 0.5),
         (CENTER, 0.01),
@@ -119,7 +131,7 @@ def test_finite_features_that_are_called_invalid_are_found(artifact: Artifact, f
 def test_rows_that_depend_on_the_batch_are_found(artifact: Artifact, frames: np.ndarray) -> None:
     proto = onnx.load_model_from_string(artifact.model)
     proto.graph.initializer.append(numpy_helper.from_array(np.array([0, 1], np.int64), "both"))
-    node = next(node for node in proto.graph.node if node.output[0] == "grood/weight_sum")
+    node = next(node for node in proto.graph.node if node.output[0] == "grood/weight_sum.0")
     node.input[1] = "both"  # sums over the batch, too; the same for a batch of one
     model = open_ort(proto.SerializeToString())
     batch_1 = replace(artifact.contract, classifier=replace(artifact.contract.classifier, batch="1"))
@@ -128,8 +140,16 @@ def test_rows_that_depend_on_the_batch_are_found(artifact: Artifact, frames: np.
         require_equal_scores(model, artifact.model, artifact.contract, frames)
 
 
-def test_bank_rows_are_no_excuse_for_a_wrong_decision(artifact: Artifact, digit_pass: FeaturePass) -> None:
+def test_bank_rows_are_no_excuse_for_a_wrong_decision(
+    digit_onnx: Path, digits: DemoImages, digit_pass: FeaturePass, tmp_path: Path
+) -> None:
     """Of a training image float32 only knows that it is near the bank: its decision is compared with that in mind."""
+    options = ExportOptions(
+        calibration_data=digits.calibration, preprocessing=DIGIT_PREPROCESSING, ood_prototype="mean", bank="all",
+        bank_dtype="float32", scale=1.0,
+    )  # fmt: skip
+    export_model(digit_onnx, digits.train, tmp_path / "all.onnx", options)
+    artifact = read_artifact(tmp_path / "all.onnx")
     rows = np.stack([sample.frame for sample in digit_pass.check_samples[:100]])
     frames = np.concatenate([rows, rows[:5, :, ::-1]])  # mirrored, so that there is something to compare
     contract = artifact.contract
