@@ -140,7 +140,11 @@ def refusals(
         (2, "--bank 'few'", [*export, *data, "--bank", "few"]),
         (2, "--input-size", [*export, *data, "--input-size", "axb"]),
         (2, "preset 'caffe' is unknown", [*export, *data, "--preprocess", "caffe"]),
-        (2, "is unknown; expected auto, or some of mean, mixup, noise, origin and images:DIR", [*export, *data, "--ood-prototype", "magic"]),
+        (
+            2,
+            "is unknown; expected auto, or some of mean, mixup, noise, origin and images:DIR",
+            [*export, *data, "--ood-prototype", "magic"],
+        ),
         (1, "no tensor 'nothing'", [*export, *data, "--features", "nothing"]),
         (1, "exists", ["export", classifier, *data, "--out", existing]),
         (1, "does not exist; create it", ["export", classifier, *data, "--out", tmp / "no" / "model.onnx"]),

@@ -239,7 +239,9 @@ def test_mixes_of_the_fold_are_dropped_in_cross_fitting(small_table: FeatureTabl
     before = cross_fitted_scores(small_table, plan)
     moved = mixes.features.copy()
     moved[5] += 3
-    after = cross_fitted_scores(small_table, replace(plan, sources=(replace(source, mixes=replace(mixes, features=moved)),)))
+    after = cross_fitted_scores(
+        small_table, replace(plan, sources=(replace(source, mixes=replace(mixes, features=moved)),))
+    )
     assert after[5] == before[5]
     same = after == before
     assert len(own) / 20 < same.sum() < len(own) / 5  # its fold; all other heads have seen the mix

@@ -121,7 +121,9 @@ def test_per_class_rates_keep_the_promise_in_every_predicted_class(combination: 
 
 
 def test_seen_images_get_no_confidence(plain: Population) -> None:
-    calibration = plain.calibrated(300, replace(PROMISE, delta=None, provenance="seen-in-training"), np.random.default_rng(0))
+    calibration = plain.calibrated(
+        300, replace(PROMISE, delta=None, provenance="seen-in-training"), np.random.default_rng(0)
+    )
     assert (calibration.delta, calibration.guarantee) == (None, "none")
 
 

@@ -84,7 +84,9 @@ def chosen_rows(found: Mixed, fitted: FeaturePass) -> np.ndarray:
     return np.array([place[name] for name in found.mixes.names])
 
 
-def torch_mixes(network: nn.Module, images: torch.Tensor, labels: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
+def torch_mixes(
+    network: nn.Module, images: torch.Tensor, labels: np.ndarray, rows: np.ndarray
+) -> dict[str, np.ndarray]:
     """z = 0.5 z + 0.5 mean of the second class at the first ReLU, then the rest: hooks and nothing else."""
     layers = parts(network)
     first = next(i for i, layer in enumerate(layers) if isinstance(layer, nn.ReLU))
@@ -150,7 +152,9 @@ def test_few_images_are_all_mixed_and_missing_classes_are_never_mixed_in(
     base: ModelProto, digit_pass: FeaturePass, reading: Reading
 ) -> None:
     """Of two classes only a few images are there: each is mixed with the other class."""
-    rows = np.concatenate([np.flatnonzero(digit_pass.frame_labels == label)[:count] for label, count in ((2, 3), (5, 9))])
+    rows = np.concatenate(
+        [np.flatnonzero(digit_pass.frame_labels == label)[:count] for label, count in ((2, 3), (5, 9))]
+    )
     few = replace(
         digit_pass,
         frames=digit_pass.frames[rows],
@@ -174,11 +178,11 @@ def test_mixes_lie_between_the_classes(found: Mixed, digit_pass: FeaturePass) ->
 
 
 @pytest.fixture(scope="module")
-def two_paths(network: DigitNetwork, digit_preprocessing: Preprocessing, tmp_path_factory: pytest.TempPathFactory) -> ModelProto:
+def two_paths(
+    network: DigitNetwork, digit_preprocessing: Preprocessing, tmp_path_factory: pytest.TempPathFactory
+) -> ModelProto:
     torch.manual_seed(0)
-    path = legacy_onnx(
-        TwoPaths(network).eval(), tmp_path_factory.mktemp("two") / "two.onnx", EMPTY, open_batch=True
-    )
+    path = legacy_onnx(TwoPaths(network).eval(), tmp_path_factory.mktemp("two") / "two.onnx", EMPTY, open_batch=True)
     return base_model(load_classifier(path, ClassifierOptions()), digit_preprocessing)
 
 

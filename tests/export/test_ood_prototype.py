@@ -128,9 +128,7 @@ def test_noise_keeps_the_least_id_like_images(digit_model: OrtModel, reading: Re
 def test_noise_depends_on_the_seed_alone(
     digit_model: OrtModel, reading: Reading, digit_preprocessing: Preprocessing
 ) -> None:
-    positions = [
-        noise_source(digit_model, Reading(digit_preprocessing, 7, seed=seed)).position for seed in (0, 0, 1)
-    ]
+    positions = [noise_source(digit_model, Reading(digit_preprocessing, 7, seed=seed)).position for seed in (0, 0, 1)]
     np.testing.assert_array_equal(positions[0], positions[1])
     assert not np.allclose(np.asarray(positions[0]), np.asarray(positions[2]))
     calls: list[int] = []

@@ -181,7 +181,9 @@ def test_module_pt2_and_onnx_score_the_same(
     assert (
         from_pt2.contract.tools["torch"] == torch.__version__.split("+")[0] or "+" in from_pt2.contract.tools["torch"]
     )
-    sources = [read_artifact(path).contract.classifier.source for path in (artifact_path, from_pt2.path, auto_report.path)]
+    sources = [
+        read_artifact(path).contract.classifier.source for path in (artifact_path, from_pt2.path, auto_report.path)
+    ]
     assert sources == ["module", "pt2", "onnx"]
     for folder in (digits.test, digits.near, digits.far_photos):
         module = scores_of(artifact_path, folder)

@@ -99,13 +99,14 @@ def test_full_refit_changes_the_statistics(artifact: Path, digits: DemoImages, f
     np.testing.assert_allclose(places["mean"].prototype, new.prototypes.mean(axis=0), atol=1e-5)
     np.testing.assert_allclose(places["origin"].prototype, 0, atol=1e-5)
     np.testing.assert_allclose(places["mixup"].prototype, old.ood_heads[1].prototype, atol=1e-5)  # stays where it was
-    assert not np.allclose(places["mean"].bank_log_s, old.ood_heads[0].bank_log_s)
     images = len(fresh_batches[0][1])
     assert after.contract.fit.images == images
     assert after.contract.fit.data_digest != before.contract.fit.data_digest
     assert after.contract.fit.accuracy is not None
     bank = after.contract.bank
-    assert bank.rows == len(new.bank) == before.contract.bank.rows < bank.candidates < images + 1
+    assert bank.choice == before.contract.bank.choice
+    assert bank.rows == len(new.bank) <= bank.candidates < images + 1
+    assert not np.array_equal(new.bank[:20], old.bank[:20])
     calibration = after.contract.calibration
     assert (calibration.method, calibration.guarantee, calibration.n) == ("cross-fitted", "approximate", images)
     unchanged = ("classes", "preprocessing", "classifier", "precision", "ood_prototypes", "tools")
@@ -124,7 +125,7 @@ def test_result_verifies_itself(options: RecalibrateOptions, artifact: Path, fre
     after = read_artifact(artifact)
     report = replay_probes(after.contract, OnnxRuntimeBackend(after).run, "cpu")
     assert report.passed
-    assert report.largest_error == 0
+    assert report.largest_error <= 1e-5  # one product over all bank rows: rounded otherwise in other batches
     assert report.rows
 
 

@@ -58,7 +58,9 @@ def test_inside_it_is_minus_log_survival(kind: str) -> None:
     for level in (0.5, 0.25, 0.1, 0.03):
         x = float(np.quantile(fresh, 1 - level))
         # relative error of an empirical survival of 1,000 scores: sqrt((1 - p) / (1000 p)), times four
-        assert float(found(np.array([x]))[0]) == pytest.approx(-np.log(level), abs=4 * np.sqrt((1 - level) / (1000 * level)))
+        assert float(found(np.array([x]))[0]) == pytest.approx(
+            -np.log(level), abs=4 * np.sqrt((1 - level) / (1000 * level))
+        )
 
 
 def test_knots_are_quantiles_and_their_values_the_levels() -> None:

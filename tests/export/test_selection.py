@@ -9,6 +9,7 @@ from grood_edge.contract import BankTrial, Candidate
 from grood_edge.export import selection as module
 from grood_edge.export.bank import HeadPlan
 from grood_edge.export.features import FeaturePass, FeatureTable, rows_of
+from grood_edge.export.leave_class_out import LeaveOut, class_aurocs
 from grood_edge.export.ood_prototype import OodSource, plain_source
 from grood_edge.export.selection import choose_bank, choose_sources
 from tests.export.gaussians import Gaussians, centers
@@ -36,9 +37,7 @@ def test_combination_is_kept_where_nothing_is_clearly_better(digit_pass: Feature
 
 
 def test_selection_follows_the_seed_alone(digit_pass: FeaturePass) -> None:
-    first, again, other = (
-        choose_sources(digit_pass.fit, SOURCES, replace(PLAN, seed=seed))[1] for seed in (0, 0, 1)
-    )
+    first, again, other = (choose_sources(digit_pass.fit, SOURCES, replace(PLAN, seed=seed))[1] for seed in (0, 0, 1))
     assert first == again
     assert first.candidates != other.candidates
 
@@ -138,9 +137,7 @@ def test_all_rows_are_kept_where_every_smaller_bank_decides_otherwise() -> None:
 
 
 @pytest.mark.parametrize("good_from", [0, 64, 128, 256, 512])
-def test_smallest_good_size_is_found(
-    good_from: int, digit_pass: FeaturePass, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_smallest_good_size_is_found(good_from: int, digit_pass: FeaturePass, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a table that says from which size on a bank is good enough, also at the limits of the rule."""
     auroc = {True: 0.951 + 1e-9, False: 0.9509}
 
@@ -192,9 +189,9 @@ def test_bank_of_the_combination_is_chosen_on_real_digits(digit_pass: FeaturePas
 def test_limits_hold_for_many_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """12,000 images and 40 classes: what is fitted and scored stays bounded, and a full bank has 4,096 rows at most."""
     seen: list[tuple[int, int]] = []
-    measured = module.class_aurocs
+    measured = class_aurocs
 
-    def recorded(half: module.LeaveOut, plan: HeadPlan) -> dict[str, np.ndarray]:
+    def recorded(half: LeaveOut, plan: HeadPlan) -> dict[str, np.ndarray]:
         seen.append((len(half.scored), len(half.bank.labels)))
         assert len(half.classes) <= 20
         return measured(half, plan)

@@ -111,10 +111,10 @@ def test_every_path_passes_the_tap(name: str) -> None:
     assert {"features", "logits"} <= reached(model)
     for tap in all_taps(model):
         assert separates(model, tap.tensor), tap
-    tap = find_tap(model, CLASSES)
+    first = find_tap(model, CLASSES)
     if name == "conv-bn-gap":
-        assert tap is not None
-        assert tap.shape == (8, SIZE, SIZE)
+        assert first is not None
+        assert first.shape == (8, SIZE, SIZE)
 
 
 @pytest.mark.parametrize("name", sorted(ONNX_CASES))
@@ -216,9 +216,7 @@ def test_tensor_inside_a_residual_block_is_refused_with_candidates(residual: Cla
         assert f"--mixup-layer {name!r}" in str(caught.value)
 
 
-def test_early_prototypes_stay_below_the_memory_cap(
-    residual: ClassifierGraph, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_early_prototypes_stay_below_the_memory_cap(residual: ClassifierGraph, monkeypatch: pytest.MonkeyPatch) -> None:
     model = base_of(residual)
     taps = all_taps(model)
     sizes = [4 * CLASSES * int(np.prod(tap.shape)) for tap in taps]
@@ -262,6 +260,8 @@ def test_features_in_another_shape_are_no_tap() -> None:
 @pytest.mark.parametrize("name", ["resnet50", "squeezenet"])
 def test_graphs_of_the_onnx_package(name: str) -> None:
     classifier = load_classifier(LIGHT / f"light_{name}.onnx", ClassifierOptions())
+    assert classifier.height is not None
+    assert classifier.width is not None
     plain = PreprocessingOptions(input_size=(classifier.height, classifier.width))
     model = base_model(classifier, resolve_preprocessing(plain, 3, (classifier.height, classifier.width)))
     taps = all_taps(model)
