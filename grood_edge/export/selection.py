@@ -87,7 +87,8 @@ def choose_bank(table: FeatureTable, plan: HeadPlan, alpha: float, progress: Pro
 
     A size is good enough when its leave-class-out AUROC is at most 0.1 points below the full bank's, and when it
     decides at most 0.1 % of the ID images otherwise at the same false-alarm rate (0.5 % are accepted; this is an
-    estimate from 1,000 images, with fewer images a row than in the end). Sizes: none, 64, 128, ... 4,096; found by bisection, as less is lost with more rows.
+    estimate from 1,000 images, with fewer images a row than in the end). Sizes: none, 64, 128, ... 4,096; found by
+    bisection, as less is lost with more rows.
     """
     candidates, classes = bank_candidates(table), int((table.class_counts > 0).sum())
     most = None if candidates <= MOST_ROWS else MOST_ROWS
