@@ -103,7 +103,7 @@ GOLDEN = (
     '"tools":{"grood-edge":"0.1.0","numpy":"2.0"},'
     '"version":1}'
 )
-GOLDEN_DIGEST = "0213f6d0a387620f71fcdabfd11ce2345816e2a3d7872ed6b6e78b3c7d5ffc7a"
+GOLDEN_DIGEST = "24780f23cc5820af93e5c9af087a10a659dfa5ee2bbc5a4d6fcd74d9543c426b"
 
 
 @pytest.fixture(scope="module")
@@ -285,12 +285,12 @@ CONTRADICTIONS: list[tuple[str, Any, str]] = [
     ("calibration.class_sizes", [2, 1], "4 calibration scores in groups of 3"),
     ("calibration.class_sizes", [4, 0], "4 calibration scores in groups of 4"),
     ("calibration.class_sizes", [5, -1], "4 calibration scores in groups of 4"),
-    ("calibration.class_sizes", [4], "1 class sizes"),
-    ("calibration.class_sizes", [], "0 class sizes and 2 class ranks"),
+    ("calibration.class_sizes", [4], "not finite and ascending"),
+    ("calibration.class_sizes", [2, 1, 1], "3 class sizes and 2 class ranks"),
     ("calibration.class_ranks", [1], "2 class sizes and 1 class ranks"),
     ("calibration.class_ranks", [1, 0], "a class rank outside"),
     ("calibration.class_ranks", [3, 1], "a class rank outside"),
-    ("classes", ["one"], "1 classes"),
+    ("classes", ["one"], "a class that does not exist|1 classes"),
     ("classes", ["a", "b", "c"], "probes with other class counts|class sizes for 3 classes"),
     ("ood_prototypes", [], "0 OOD prototypes"),
     ("ood_prototypes", 9 * [json.loads(GOLDEN)["ood_prototypes"][0]], "9 OOD prototypes"),
@@ -350,9 +350,11 @@ def test_preprocessing_that_cannot_be_is_the_artifacts_fault_not_the_users(
     ids=["not sorted", "nan", "inf", "-inf"],
 )
 def test_scores_that_no_decision_can_use(document: dict[str, Any], scores: np.ndarray) -> None:
-    text = base64.b64encode(scores.astype("<f4").tobytes()).decode()
+    padded = np.append(scores, 3.0)  # four, in two groups
     with pytest.raises(ArtifactError, match="not finite and ascending"):
-        read(changed(document, "calibration.scores", text))
+        read(changed(document, "calibration.scores", encode_array(padded.astype("<f4"))))
+    with pytest.raises(ArtifactError, match="not finite and ascending"):
+        decode_scores(encode_array(scores.astype("<f4")))
 
 
 @pytest.mark.parametrize("text", ["AAAgwAAAgL8AAIA", "AAAgwAAAgL8AAIA+AA==", "****", "AAAg wAAA", "жжжж"])
