@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from grood_edge.artifact import read_artifact
+from grood_edge.conformal import rank_for
 from grood_edge.contract import (
     CONTRACT_VERSION,
     BankTrial,
@@ -29,7 +30,6 @@ from grood_edge.contract import (
     encode_array,
     encode_scores,
 )
-from grood_edge.conformal import rank_for
 from grood_edge.contract_reader import MAX_CONTRACT_BYTES, MAX_SKETCH, MAX_TRIALS, contract_from_json
 from grood_edge.errors import ArtifactError, CalibrationError
 from grood_edge.preprocessing import Preprocessing
@@ -173,7 +173,8 @@ def test_canonical_form(real: Contract) -> None:
 def test_digest_covers_every_value(document: dict[str, Any]) -> None:
     seen = {HAND_MADE.digest()}
     for path, value in [
-        ("classes.0", "mug"), ("preprocessing.std.0", 254.0), ("classifier.features_tensor", "g"), ("bank.candidates", 4),
+        ("classes.0", "mug"), ("preprocessing.std.0", 254.0), ("classifier.features_tensor", "g"),
+        ("bank.candidates", 4),
         ("fit.images", 7), ("calibration.alpha", 0.4), ("tools.numpy", "2.1"), ("probes.0.ood_score", -1.0),
         ("space", "logits"), ("selection.candidates.1.auroc", 0.5), ("bank.paths.1", "x"), ("fit.sketch", ""),
     ]:  # fmt: skip
@@ -229,7 +230,8 @@ WRONG_TYPES: list[tuple[str, Any]] = [
     ("bank.trials.0", 5), ("bank.trials.0.changed", "0"), ("bank.classes", [1, 0]), ("bank.paths", "a.png"),
     ("bank.paths.0", None), ("space", "pixels"), ("selection", None), ("selection.candidates.0", "mean"),
     ("selection.candidates.0.difference", "0"), ("fit.sketch", [1]), ("calibration.class_sizes", 4),
-    ("calibration.class_sizes.0", 2.0), ("calibration.class_ranks", None), ("fit.accuracy", "1"), ("fit.accuracy", True), ("fit.classes_without_prototype", None),
+    ("calibration.class_sizes.0", 2.0), ("calibration.class_ranks", None),
+    ("fit.accuracy", "1"), ("fit.accuracy", True), ("fit.classes_without_prototype", None),
     ("calibration.alpha", None), ("calibration.alpha", [0.05]), ("calibration.delta", "0.05"), ("calibration.n", 3.0),
     ("calibration.scores", [-2.5, -1.0, 0.25]), ("calibration.guarantee", "strong"), ("tools", ["numpy"]),
     ("tools.numpy", 2), ("probes", {}), ("probes.0.is_ood", 0), ("probes.0.logits", None), ("probes.0.ood_score", None),
@@ -401,7 +403,7 @@ class TestRule:
         assert HAND_MADE.calibration.rule(2, 0.9).ranks == (rank_for(0.9, 0.25, 2),) * 2
 
     def test_alpha_that_one_group_cannot_carry(self) -> None:
-        with pytest.raises(CalibrationError, match="2 calibration images cannot carry alpha 0.1"):
+        with pytest.raises(CalibrationError, match="2 calibration images cannot carry alpha"):
             HAND_MADE.calibration.rule(2, 0.1)
 
 
