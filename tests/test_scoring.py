@@ -166,7 +166,7 @@ def test_autograd_numpy_and_onnx_agree(norm: float, classes: int) -> None:
 def head_and_definition(
     head: Head, rows: Features, batch: int = 0, space: str = "features"
 ) -> tuple[dict[str, np.ndarray], Scores64, np.ndarray]:
-    """Run the ONNX head and the definition on what the file stores; hold them together where float32 carries a score."""
+    """Hold the ONNX head against the definition on what the file stores, where float32 carries a score."""
     stored = onnx_head(head, space=space)
     definition, rows64 = head_from_model(stored), rows.astype(np.float64)
     expected, comparable = ood_scores(rows64, definition), nearest_gap(rows64, definition) > MIN_GAP

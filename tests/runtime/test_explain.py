@@ -89,20 +89,21 @@ def test_classes_without_prototype_are_passed_over(artifact_path: Path, session:
         assert reason.nearest_class == str(nearest)
 
 
-class TestKeptPaths:
-    @pytest.fixture(scope="class")
-    def kept(self, tmp_path_factory: pytest.TempPathFactory, digits: DemoImages, network: DigitNetwork) -> Path:
-        path = tmp_path_factory.mktemp("paths") / "a.onnx"
-        options = ExportOptions(
-            calibration_data=digits.calibration,
-            preprocessing=DIGIT_OPTIONS.preprocessing,
-            ood_prototype="mean",
-            bank=24,
-            keep_paths=True,
-        )
-        export_model(network, digits.train, path, options)
-        return path
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory, digits: DemoImages, network: DigitNetwork) -> Path:
+    path = tmp_path_factory.mktemp("paths") / "a.onnx"
+    options = ExportOptions(
+        calibration_data=digits.calibration,
+        preprocessing=DIGIT_OPTIONS.preprocessing,
+        ood_prototype="mean",
+        bank=24,
+        keep_paths=True,
+    )
+    export_model(network, digits.train, path, options)
+    return path
 
+
+class TestKeptPaths:
     def test_the_image_behind_the_row_is_one_of_its_class(
         self, kept: Path, digits: DemoImages, frames: list[Frame]
     ) -> None:
