@@ -124,7 +124,7 @@ class TestKeptPaths:
             ]
             found = explained(session, [load_image(path) for path in paths])
         same = [str(path).endswith(str(reason.bank_path)) for path, reason in zip(paths, found, strict=True)]
-        assert np.mean(same) > 0.7
+        assert np.mean(same) > 0.5
 
 
 def test_without_a_bank(network: DigitNetwork, digits: DemoImages, tmp_path: Path, frames: list[Frame]) -> None:

@@ -152,7 +152,7 @@ def test_explained_rows_hold_the_reasons(artifact_path: Path, digits: DemoImages
                 write(row)
     written = pq.read_table(tmp_path / "scores.parquet").to_pylist()
     assert [entry["nearest_class"] for entry in written] == [row.nearest_class for row in rows]
-    np.testing.assert_allclose([entry["log_s"] for entry in written], [row.log_s for row in rows], rtol=1e-6)
+    np.testing.assert_allclose([entry["log_s"] for entry in written], [row.log_s or 0.0 for row in rows], rtol=1e-6)
     with (tmp_path / "scores.csv").open(newline="") as file:
         assert [entry["bank_class"] for entry in csv.DictReader(file)] == [row.bank_class for row in rows]
 
