@@ -5,7 +5,7 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -250,7 +250,11 @@ def symbols_of(contract: Contract) -> dict[str, Any]:
     return {"N": "N", **sizes, "d": contract.classifier.dimension, "m": contract.bank.rows}
 
 
-HAND_MADE = {"golden": golden, "float32-bank": lambda: other_golden(3), "no-bank": lambda: other_golden(0)}
+HAND_MADE: dict[str, Callable[[], bytes]] = {
+    "golden": golden,
+    "float32-bank": lambda: other_golden(3),
+    "no-bank": lambda: other_golden(0),
+}
 
 
 @pytest.fixture(scope="module", params=["real", *HAND_MADE])

@@ -131,7 +131,7 @@ class TestQuantised:
         rows = np.random.default_rng(0).standard_normal((40, 64)).astype(np.float32)
         rows *= np.float32(10.0) ** np.arange(-20, 20, dtype=np.float32)[:, None]
         stored_rows, scale = quantised(rows)
-        assert (stored_rows.dtype, scale.dtype, scale.shape) == (np.int8, np.float32, (40,))
+        assert (stored_rows.dtype.name, scale.dtype.name, scale.shape) == ("int8", "float32", (40,))
         assert np.abs(stored_rows).max(axis=1).tolist() == [127] * 40  # symmetric: -128 is not used
         error = np.abs(stored_rows * scale[:, None].astype(np.float64) - rows)
         assert (error <= 0.5001 * scale[:, None]).all()
