@@ -60,7 +60,8 @@ def new_head(stored: bytes) -> Head:
     """Return another head of the same shape: other rows, other OOD prototypes, other maps with as many knots."""
     rng, old = np.random.default_rng(0), head_from_model(stored)
     prototypes = rng.standard_normal(old.prototypes.shape) * 5
-    bank = rounded_rows(rng.standard_normal(old.bank.shape) * 5, prototypes, old.bank_dtype)
+    around = prototypes[np.arange(len(old.bank)) % 7] + rng.standard_normal(old.bank.shape)
+    bank = rounded_rows(around, prototypes, old.bank_dtype)
     ood_heads = []
     for index, ood_head in enumerate(old.ood_heads):
         prototype = prototypes.mean(axis=0) + index * rng.standard_normal(bank.shape[1])
