@@ -52,7 +52,7 @@ if TYPE_CHECKING or "jaxtyping" not in sys.modules:
 else:
     from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 
-    # `_`: not bound, because the frames of one call may have different sizes
+    # `_`: not bound, because the frames of one call, or its groups of scores, may have different sizes
     Frame = UInt8[np.ndarray, "_h _w _c"] | UInt8[np.ndarray, "_h _w"]
     InputFrame = UInt8[np.ndarray, "height width channels"]
     Frames = UInt8[np.ndarray, "n h w c"]
@@ -62,7 +62,7 @@ else:
     ClassCounts = Int64[np.ndarray, " k"]
     Flags = Bool[np.ndarray, " n"]
     Scores = Float32[np.ndarray, " n"]
-    IdScores = Float32[np.ndarray, " r"]
+    IdScores = Float32[np.ndarray, "_r"]
     Features64 = Float64[np.ndarray, "n d"]
     Scores64 = Float64[np.ndarray, " n"]
     Prototypes = Float64[np.ndarray, "k d"]
