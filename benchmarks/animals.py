@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from baselines import Row, baseline_rows, given, mean_rows, outputs_of, row_of, table_text
+from baselines import Row, bank_loss, baseline_rows, given, mean_rows, outputs_of, row_of, scored_by, table_text
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
@@ -129,24 +129,33 @@ def run(data: Path, work: Path, seed: int, sources: list[str], extra: dict[str, 
         options = replace(options, calibration_data=rest)
     calibration, held = divided(test, work / "test", 1 / 2, seed)
     network = trained_network(train)
-    artifact = work / "animals.onnx"
     rows: dict[str, Row] = {}
     result: dict[str, Any] = {"seed": seed}
+    first = work / "first.onnx"
+    report = export_model(network, train, first, replace(options, ood_prototype="mean", bank="none"))
+    id_outputs, held_outputs = outputs_of_folder(first, test), outputs_of_folder(first, held)
+    ood = {kind: outputs_of_folder(first, data / kind) for kind in SETS}
+    artifact, other = work / "animals.onnx", work / "other.onnx"
     for source in sources:
         options = replace(options, ood_prototype=source)
         report = export_model(network, train, artifact, options)
-        id_outputs = outputs_of_folder(artifact, test)
-        ood = {kind: outputs_of_folder(artifact, data / kind) for kind in SETS}
-        rows[f"GROOD {source}"] = row_of(id_outputs.ood_score, {kind: o.ood_score for kind, o in ood.items()})
+        scored = {kind: scored_by(artifact, outputs) for kind, outputs in ood.items()}
+        id_scored = scored_by(artifact, id_outputs)
+        rows[f"GROOD {source}"] = row_of(id_scored.ood_score, {kind: o.ood_score for kind, o in scored.items()})
         result[f"score error, {source}"] = report.verification.largest_score_error
-        counted, entry = id_outputs, report.contract.calibration
+        result[f"bank, {source}"] = report.contract.bank.rows
+        result[f"scale, {source}"] = report.contract.scale.value
+        counted, entry = id_scored, report.contract.calibration
         if options.calibration_data is None:
-            other = work / "calibrated.onnx"
             report = export_model(network, train, other, replace(options, calibration_data=calibration))
-            counted, entry = outputs_of_folder(other, held), report.contract.calibration
+            counted, entry = scored_by(other, held_outputs), report.contract.calibration
         result[f"false alarms, {source}"] = false_alarms(counted, entry)
+        if source == "auto":
+            export_model(network, train, other, replace(options, bank="all", bank_dtype="float32"))
+            full = {kind: (scored[kind], scored_by(other, outputs)) for kind, outputs in ood.items()}
+            result["bank loss"] = bank_loss((id_scored, scored_by(other, id_outputs)), full)
     classes = report.contract.classes
-    rows |= baseline_rows(outputs_of_folder(artifact, train), labels_of(train, classes), id_outputs, ood)
+    rows |= baseline_rows(outputs_of_folder(first, train), labels_of(train, classes), id_outputs, ood)
     accuracy = float((id_outputs.class_id == labels_of(test, classes)).mean())
     return {**result, "accuracy": accuracy, "rows": rows}
 

@@ -7,6 +7,7 @@ All scores are higher for more OOD, in NumPy, from the same images: MSP (Hendryc
 
 import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from numpy.typing import NDArray
 from sklearn.covariance import LedoitWolf
 from sklearn.neighbors import NearestNeighbors
 
+from grood_edge.artifact import read_artifact
 from grood_edge.evaluate.metrics import auroc, fpr95
+from grood_edge.export.calibration import shipped_scores
 from grood_edge.outputs import Outputs, concatenated
 from grood_edge.runtime import open_session
 
@@ -33,6 +36,24 @@ def outputs_of(artifact: Path, batches: Iterable[Sequence[np.ndarray]]) -> Outpu
     """Run an artifact over batches of frames."""
     with open_session(artifact) as session:
         return concatenated([session.infer(batch) for batch in batches])
+
+
+def scored_by(artifact: Path, outputs: Outputs) -> Outputs:
+    """Score outputs of another artifact of the same network with this one's head: the images need not run again."""
+    model = read_artifact(artifact)
+    contract = model.contract
+    scores = shipped_scores(model.model, getattr(outputs, contract.space), contract.space)
+    alarms = contract.calibration.rule(len(contract.classes)).is_alarm(scores, outputs.class_id)
+    return replace(outputs, ood_score=scores, is_ood=alarms)
+
+
+def bank_loss(test: tuple[Outputs, Outputs], ood: Mapping[str, tuple[Outputs, Outputs]]) -> dict[str, float]:
+    """Compare (shipped bank, full float bank): largest loss of AUROC in points, and share of ID decisions changed."""
+    losses = [
+        auroc(test[1].ood_score, full.ood_score) - auroc(test[0].ood_score, small.ood_score)
+        for small, full in ood.values()
+    ]
+    return {"auroc_points": 100 * max(losses), "changed": float((test[0].is_ood != test[1].is_ood).mean())}
 
 
 def energy(scored: Outputs) -> Float:

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import numpy as np
 
-from grood_edge.contract import CONTRACT_VERSION, SCHEMA_NAME, Calibration, Contract, GradientBank
+from grood_edge.contract import CONTRACT_VERSION, SCHEMA_NAME, Calibration, Contract, GradientBank, Selection
 from grood_edge.errors import ArtifactError, UsageError
 from grood_edge.preprocessing import Preprocessing
 
@@ -134,7 +134,7 @@ def _network_rules(contract: Contract) -> list[tuple[bool, str]]:
         (all(p.images >= 0 for p in contract.ood_prototypes), "an OOD prototype with a negative number of images"),
         (MIN_SCALE <= contract.scale.value <= MAX_SCALE, f"scale {contract.scale.value}"),
         (len(contract.scale.trials) <= MAX_TRIALS, f"{len(contract.scale.trials)} trials of the scale"),
-        (len(contract.selection.candidates) <= MAX_TRIALS, f"{len(contract.selection.candidates)} candidates"),
+        *_selection_rules(contract.selection),
         (fit.images >= 1 and fit.unreadable >= 0, f"{fit.images} images, {fit.unreadable} unreadable"),
         (fit.accuracy is None or 0 <= fit.accuracy <= 1, f"accuracy {fit.accuracy}"),
         (fit.seed >= 0, f"seed {fit.seed}"),
@@ -155,6 +155,22 @@ def _bank_rules(bank: GradientBank, classes: int) -> list[tuple[bool, str]]:
         (bool(((rows >= 0) & (rows < classes)).all()), "a bank row of a class that does not exist"),
         (len(bank.paths) in (0, bank.rows), f"paths of {len(bank.paths)} bank rows of {bank.rows}"),
         (len(bank.trials) <= MAX_TRIALS, f"{len(bank.trials)} trials of the bank's size"),
+        (
+            all(t.rows >= 0 and 0 <= t.auroc <= 1 and 0 <= t.changed <= 1 for t in bank.trials),
+            "a trial of the bank's size with negative rows, or a share outside 0..1",
+        ),
+    ]
+
+
+def _selection_rules(selection: Selection) -> list[tuple[bool, str]]:
+    candidates, counts = selection.candidates, (selection.classes, selection.images)
+    return [
+        (len(candidates) <= MAX_TRIALS, f"{len(candidates)} candidates"),
+        (min(counts) >= 0, f"a selection from {selection.images} images of {selection.classes} classes"),
+        (
+            all(0 <= c.auroc <= 1 and (c.standard_error or 0) >= 0 for c in candidates),
+            "a candidate with an AUROC outside 0..1, or a negative standard error",
+        ),
     ]
 
 

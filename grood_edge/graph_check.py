@@ -1,5 +1,6 @@
 """Is a file's graph what an artifact may have? Self-contained, standard operators, and as its contract says."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -26,6 +27,7 @@ STANDARD_DOMAINS = (b"", b"ai.onnx")
 MAX_GRAPH_DEPTH = 16
 MAX_GRAPH_FIELDS = 1 << 21  # of nodes, attributes and tensors: read in seconds; real networks have a tenth at most
 MAX_KNOTS = 64  # of the map of an OOD head's score
+_HEAD_PARTS = (BANK, *(name.removesuffix("0") for name in dataclasses.astuple(ood_names(0))))
 _UINT8 = 2
 _OUTPUTS = {"logits": 1, "features": 1, "class_id": 6, "ood_score": 1, "p_value": 1, "is_ood": 9, "valid": 9}
 
@@ -136,13 +138,21 @@ def require_agreement(model: bytes, contract: Contract) -> None:
 
 
 def _require_stored(tensors: Mapping[str, np.ndarray], contract: Contract) -> None:
-    for name, (dtype, shape) in _expected_tensors(contract).items():
+    expected_tensors = _expected_tensors(contract)
+    surplus = [name for name in tensors if name.startswith(_HEAD_PARTS) and name not in expected_tensors]
+    if surplus:  # such as an OOD prototype more than the contract names: readers would differ in what the head is
+        raise ArtifactError(f"the graph has {surplus[:3]}, and the contract does not; export the artifact again")
+    for name, (dtype, shape) in expected_tensors.items():
         found = tensors.get(name)
         if found is None or found.dtype != dtype or not _fits(found.shape, shape):
             expected = f"{dtype.__name__} {['?' if size is None else size for size in shape]}"
             raise ArtifactError(f"the contract says that {name} is {expected}, and the graph does not")
     if tensors[SCALE] != np.float32(contract.scale.value):
         raise ArtifactError(f"{SCALE} in the graph is not what the contract says; export the artifact again")
+    for index in range(len(contract.ood_prototypes) if len(contract.ood_prototypes) > 1 else 0):
+        knots, weights = (tensors[name].size for name in (ood_names(index).map_knots, ood_names(index).map_weights))
+        if knots != weights:
+            raise ArtifactError(f"the map of OOD prototype {index} has {knots} knots and {weights} weights")
     for name, value in calibration_tensors(contract.calibration.rule(len(contract.classes))).items():
         found = tensors.get(name)
         if found is None or found.dtype != value.dtype or not np.array_equal(found, value):
@@ -150,9 +160,9 @@ def _require_stored(tensors: Mapping[str, np.ndarray], contract: Contract) -> No
 
 
 def _fits(found: tuple[int, ...], shape: tuple[int | None, ...]) -> bool:
-    """None in `shape` stands for any number up to `MAX_KNOTS`."""
+    """None in `shape` stands for any number from 1 to `MAX_KNOTS`."""
     pairs = zip(found, shape, strict=False)
-    return len(found) == len(shape) and all(n <= MAX_KNOTS if size is None else n == size for n, size in pairs)
+    return len(found) == len(shape) and all(1 <= n <= MAX_KNOTS if size is None else n == size for n, size in pairs)
 
 
 def _expected_tensors(contract: Contract) -> dict[str, tuple[type, tuple[int | None, ...]]]:

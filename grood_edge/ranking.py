@@ -1,4 +1,4 @@
-"""How well scores separate two sets."""
+"""How well scores separate two sets: used to choose (`export`) and to report (`evaluate`)."""
 
 import numpy as np
 
@@ -6,8 +6,8 @@ __all__ = ["auroc"]
 
 
 def auroc(id_scores: np.ndarray, ood_scores: np.ndarray) -> float:
-    """Return the area under the ROC curve: P(OOD score > ID score), ties counted half."""
+    """Return the probability that an OOD image scores higher than an ID image, 0..1; ties count one half."""
     ordered = np.sort(id_scores)
     below = np.searchsorted(ordered, ood_scores, side="left")
-    at_most = np.searchsorted(ordered, ood_scores, side="right")
-    return float((below + at_most).sum() / (2 * ordered.size * ood_scores.size))
+    up_to = np.searchsorted(ordered, ood_scores, side="right")
+    return float((below + up_to).mean() / (2 * id_scores.size))

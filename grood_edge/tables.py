@@ -320,9 +320,13 @@ def _decision(contract: Contract) -> str:
     delta = "none" if c.delta is None else f"{c.delta:g}"
     ranks = f"k = {c.k}"
     if c.class_ranks:
-        ranks = f"per predicted class: k = {min(c.class_ranks)} to {max(c.class_ranks)}"
-        ranks += f" of {min(c.class_sizes):,} to {max(c.class_sizes):,} scores"
+        ranks = f"per predicted class: k = {_span(c.class_ranks)} of {_span(c.class_sizes)} scores"
     return f"alpha = {c.alpha:g}, delta = {delta}, {ranks}{few}"
+
+
+def _span(values: tuple[int, ...]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _file_rows(artifact: Artifact) -> list[tuple[str, str]]:

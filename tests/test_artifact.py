@@ -161,7 +161,7 @@ class TestRead:
 
     def test_class_without_images_has_no_prototype(self, data: bytes, contract: Contract) -> None:
         head = head_from_model(data)
-        fewer = model_with_prototypes(data, Head(head.prototypes[:6], head.ood_heads))
+        fewer = model_with_prototypes(data, dataclasses.replace(head, prototypes=head.prototypes[:6]))
         fit = dataclasses.replace(contract.fit, classes_without_prototype=("6",))
         artifact = read_artifact(artifact_bytes(fewer, dataclasses.replace(contract, fit=fit)))
         assert head_from_model(artifact.model).prototypes.shape == (6, 64)

@@ -18,7 +18,7 @@ from grood_edge.arrays import Bank, Features64, Labels, Prototypes, Scores64, Ve
 from grood_edge.demo.images import DemoImages
 from grood_edge.demo.network import DigitNetwork
 from grood_edge.images import find_images, load_image
-from grood_edge.scoring import Head, OodHead, gradients, ood_scores
+from grood_edge.scoring import Head, OodHead, class_distances, log_s_of, ood_scores
 
 TOLERANCE = 1e-9  # float64 on both sides; what differs is the order of the operations
 
@@ -77,8 +77,9 @@ def scored(digits: DemoImages, network: DigitNetwork, names: list[str]) -> Digit
 
 def our_head(reference: Reference) -> Head:
     """The one place that builds our side."""
-    g = gradients(reference.bank.features, reference.prototypes, reference.ood_prototype)
-    return Head(reference.prototypes, (OodHead(reference.ood_prototype, g.u, g.log_s),))
+    rows, p_ood = reference.bank.features, reference.ood_prototype
+    log_s = log_s_of(class_distances(rows, reference.prototypes), np.linalg.norm(rows - p_ood, axis=1), scale=1.0)
+    return Head(reference.prototypes, rows, (OodHead(p_ood, log_s),))
 
 
 def authors_gradients(samples: Features64, predicted: Labels, reference: Reference) -> Bank:

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from grood_edge.conformal import count_at_least, largest_rank, least_calibration_images, p_values, rank_for
+from grood_edge.conformal import (
+    DecisionRule,
+    count_at_least,
+    largest_rank,
+    least_calibration_images,
+    p_values,
+    rank_for,
+)
 from grood_edge.errors import CalibrationError, UsageError
 
 SIZES = (300, 1000, 2000, 5000, 10_000)
@@ -162,3 +169,66 @@ def test_nan_counts_nothing_and_so_is_ood() -> None:
     """A device that answers NaN must not be read as ID."""
     calibration = np.sort(np.random.default_rng(0).normal(size=60).astype(np.float32))
     assert count_at_least(calibration, np.array([np.nan], np.float32))[0] == 0
+
+
+class TestDecisionRule:
+    LOW = np.array([1, 2, 2, 3], np.float32)
+    HIGH = np.array([10, 20, 30], np.float32)
+
+    def rule(self) -> DecisionRule:
+        """Classes 0 and 2 share the low scores, class 1 has the high ones."""
+        return DecisionRule((self.LOW, self.HIGH), (2, 1), np.array([0, 1, 0], np.int32))
+
+    def test_each_sample_is_counted_in_the_group_of_its_class(self) -> None:
+        scores = np.array([2, 2, 2, 3.5, 30, 31], np.float32)
+        ids = np.array([0, 1, 2, 2, 1, 1], np.int32)
+        rule = self.rule()
+        assert rule.counts(scores, ids).tolist() == [3, 3, 3, 0, 1, 0]
+        assert rule.ranks_of(ids).tolist() == [2, 1, 2, 2, 1, 1]
+        assert rule.is_alarm(scores, ids).tolist() == [False, False, False, True, False, True]
+
+    def test_threshold_is_the_kth_largest_of_the_group(self) -> None:
+        rule = self.rule()
+        assert [rule.threshold(c) for c in range(3)] == [2.0, 30.0, 2.0]
+        for class_id in range(3):
+            at = np.array([rule.threshold(class_id)], np.float32)
+            ids = np.array([class_id], np.int32)
+            assert not rule.is_alarm(at, ids)[0]  # the threshold itself is not an alarm, the next float is
+            assert rule.is_alarm(np.nextafter(at, np.float32(np.inf)), ids)[0]
+
+    def test_one_group_is_the_plain_rule(self) -> None:
+        rng = np.random.default_rng(0)
+        calibration, scores = np.sort(rng.normal(size=60).astype(np.float32)), rng.normal(size=500).astype(np.float32)
+        rule = DecisionRule((calibration,), (3,), np.zeros(5, np.int32))
+        ids = rng.integers(0, 5, 500).astype(np.int32)
+        np.testing.assert_array_equal(rule.counts(scores, ids), count_at_least(calibration, scores))
+        np.testing.assert_array_equal(rule.is_alarm(scores, ids), scores > calibration[-3])
+
+    def test_nan_is_an_alarm_in_every_group(self) -> None:
+        ids = np.array([0, 1, 2], np.int32)
+        assert self.rule().is_alarm(np.full(3, np.nan, np.float32), ids).all()
+
+    def test_no_samples(self) -> None:
+        assert self.rule().counts(np.zeros(0, np.float32), np.zeros(0, np.int32)).size == 0
+
+
+def test_groups_keep_alpha_in_every_class_and_one_group_does_not() -> None:
+    """Two classes whose scores differ: over all together the rate is kept, and one class pays for the other."""
+    alpha, delta, n, sets = 0.1, 0.1, 100, 400
+    rng, shift = np.random.default_rng(3), np.array([0.0, 1.0])
+    k, k_all = rank_for(alpha, delta, n), rank_for(alpha, delta, 2 * n)
+    ids = np.repeat(np.arange(2, dtype=np.int32), 4000)
+    rates = {"groups": np.zeros((sets, 2)), "one": np.zeros((sets, 2))}
+    for index in range(sets):
+        groups = tuple(np.sort(rng.normal(shift[c], size=n)).astype(np.float32) for c in range(2))
+        new = rng.normal(shift[ids]).astype(np.float32)
+        rules = {
+            "groups": DecisionRule(groups, (k, k), np.arange(2, dtype=np.int32)),
+            "one": DecisionRule((np.sort(np.concatenate(groups)),), (k_all,), np.zeros(2, np.int32)),
+        }
+        for name, rule in rules.items():
+            rates[name][index] = rule.is_alarm(new, ids).reshape(2, -1).mean(axis=1)
+    slack = 3 * math.sqrt(alpha * (1 - alpha) / 4000)
+    broken = {name: (found > alpha + slack).mean(axis=0) for name, found in rates.items()}
+    assert (broken["groups"] <= delta + 3 * math.sqrt(delta * (1 - delta) / sets)).all()
+    assert broken["one"][1] > 0.5

@@ -13,20 +13,25 @@ import numpy as np
 import pytest
 
 from grood_edge.artifact import read_artifact
+from grood_edge.conformal import rank_for
 from grood_edge.contract import (
     CONTRACT_VERSION,
+    BankTrial,
     Calibration,
+    Candidate,
     Classifier,
     Contract,
     Fit,
     GradientBank,
     OodPrototype,
     Probe,
+    Selection,
     decode_scores,
+    encode_array,
     encode_scores,
 )
-from grood_edge.contract_reader import MAX_CONTRACT_BYTES, contract_from_json
-from grood_edge.errors import ArtifactError
+from grood_edge.contract_reader import MAX_CONTRACT_BYTES, MAX_SKETCH, MAX_TRIALS, contract_from_json
+from grood_edge.errors import ArtifactError, CalibrationError
 from grood_edge.preprocessing import Preprocessing
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAMAAAACCAAAAAC4HznGAAAAEElEQVR4nGNk0NBgrNDQAAADrAEbq0H03wAAAABJRU5ErkJggg=="  # 3x2
@@ -42,15 +47,25 @@ HAND_MADE = Contract(
         logits_tensor="l", dimension=4,
     ),
     precision="fp32",
-    ood_prototypes=(OodPrototype(source="mean", images=0, uses_ood_data=False),),
-    bank=GradientBank(choice="all", rows=5, candidates=5),
+    space="features",
+    selection=Selection(
+        asked="auto", reason="mean is clearly better", classes=2, images=4,
+        candidates=(Candidate("combination", 0.5, None, None), Candidate("mean", 0.75, 0.25, 0.125)),
+    ),
+    ood_prototypes=(OodPrototype(source="mixup", images=3, uses_ood_data=False, layer="relu_1"),),
+    bank=GradientBank(
+        choice="kmeans", rows=2, candidates=5, dtype="int8", asked="auto", reason="small enough",
+        trials=(BankTrial(rows=5, auroc=0.75, changed=0.0), BankTrial(rows=2, auroc=0.75, changed=0.25)),
+        classes="AQAAAAAAAAA=", paths=("a/ж.png", "b/2.png"),
+    ),
     fit=Fit(
         images=6, unreadable=0, labels="folder", accuracy=0.833333, seed=0, data_digest="a" * 64,
-        classes_without_prototype=(),
+        sketch="AQAAAAAAAAD//////////w==", classes_without_prototype=(),
     ),
     calibration=Calibration(
-        provenance="unseen", method="separate", guarantee="conformal", alpha=0.5, delta=0.25, n=3, k=1,
-        scores="AAAgwAAAgL8AAIA+", data_digest="b" * 64, quantiles=(-2.5, -2.35, -1.75, -1.0, -0.375, 0.125, 0.25),
+        provenance="unseen", method="separate", guarantee="conformal", alpha=0.5, delta=0.25, n=4, k=1,
+        class_sizes=(2, 2), class_ranks=(1, 1), scores="AAAgwAAAgD4AAIC/AAAAPw==", data_digest="b" * 64,
+        quantiles=(-2.5, -2.35, -1.75, -0.375, 0.125, 0.25, 0.5),
     ),
     tools={"numpy": "2.0", "grood-edge": "0.1.0"},
     probes=(
@@ -62,26 +77,33 @@ HAND_MADE = Contract(
 )  # fmt: skip
 
 GOLDEN = (
-    '{"bank":{"candidates":5,"choice":"all","rows":5},'
-    '"calibration":{"alpha":0.5,"data_digest":"' + "b" * 64 + '","delta":0.25,"guarantee":"conformal","k":1,'
-    '"method":"separate","n":3,"provenance":"unseen",'
-    '"quantiles":[-2.5,-2.35,-1.75,-1.0,-0.375,0.125,0.25],"scores":"AAAgwAAAgL8AAIA+"},'
+    '{"bank":{"asked":"auto","candidates":5,"choice":"kmeans","classes":"AQAAAAAAAAA=","dtype":"int8",'
+    '"paths":["a/ж.png","b/2.png"],"reason":"small enough","rows":2,'
+    '"trials":[{"auroc":0.75,"changed":0.0,"rows":5},{"auroc":0.75,"changed":0.25,"rows":2}]},'
+    '"calibration":{"alpha":0.5,"class_ranks":[1,1],"class_sizes":[2,2],"data_digest":"' + "b" * 64 + '",'
+    '"delta":0.25,"guarantee":"conformal","k":1,"method":"separate","n":4,"provenance":"unseen",'
+    '"quantiles":[-2.5,-2.35,-1.75,-0.375,0.125,0.25,0.5],"scores":"AAAgwAAAgD4AAIC/AAAAPw=="},'
     '"classes":["ж cup","plate \\"blue\\""],'
     '"classifier":{"batch":"dynamic","bgr":false,"dimension":4,"features_pooled":true,"features_tensor":"f",'
     '"layout":"NCHW","logits_tensor":"l","opset":19,"source":"onnx"},'
     '"fit":{"accuracy":0.833333,"classes_without_prototype":[],"data_digest":"' + "a" * 64 + '","images":6,'
-    '"labels":"folder","seed":0,"unreadable":0},'
-    '"ood_prototypes":[{"images":0,"source":"mean","uses_ood_data":false}],'
+    '"labels":"folder","seed":0,"sketch":"AQAAAAAAAAD//////////w==","unreadable":0},'
+    '"ood_prototypes":[{"images":3,"layer":"relu_1","source":"mixup","uses_ood_data":false}],'
     '"precision":"fp32",'
     '"preprocessing":{"channels":1,"crop":"none","filter":"bilinear","height":2,"mean":[0.0],"preset":"custom",'
     '"short_side":null,"std":[255.0],"width":3},'
     '"probes":[{"class_id":0,"is_ood":false,"logits":[1.5,-0.0],"name":"ramp","ood_score":-1.25,"p_value":0.75,'
     '"png":"' + PNG + '","valid":true}],'
     '"schema":"grood-edge.contract",'
+    '"selection":{"asked":"auto","candidates":['
+    '{"auroc":0.5,"difference":null,"name":"combination","standard_error":null},'
+    '{"auroc":0.75,"difference":0.25,"name":"mean","standard_error":0.125}],'
+    '"classes":2,"images":4,"reason":"mean is clearly better"},'
+    '"space":"features",'
     '"tools":{"grood-edge":"0.1.0","numpy":"2.0"},'
     '"version":1}'
 )
-GOLDEN_DIGEST = "0213f6d0a387620f71fcdabfd11ce2345816e2a3d7872ed6b6e78b3c7d5ffc7a"
+GOLDEN_DIGEST = "24780f23cc5820af93e5c9af087a10a659dfa5ee2bbc5a4d6fcd74d9543c426b"
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +141,14 @@ def test_golden_bytes_are_read_back() -> None:
     assert contract == HAND_MADE
     assert digests == {}
     assert isinstance(contract.probes[0].logits[1], float)
-    np.testing.assert_array_equal(contract.calibration.sorted_scores(), np.array([-2.5, -1, 0.25], np.float32))
+    first, second = contract.calibration.grouped_scores()
+    np.testing.assert_array_equal(first, np.array([-2.5, 0.25], np.float32))
+    np.testing.assert_array_equal(second, np.array([-1, 0.5], np.float32))
+    np.testing.assert_array_equal(contract.calibration.sorted_scores(), np.array([-2.5, -1, 0.25, 0.5], np.float32))
+    np.testing.assert_array_equal(contract.bank.row_classes(), np.array([1, 0], np.int32))
+    np.testing.assert_array_equal(contract.fit.sketch_hashes(), np.array([1, 2**64 - 1], np.uint64))
+    assert (contract.head_dimension, contract.prototype_count) == (4, 2)
+    assert dataclasses.replace(contract, space="logits").head_dimension == 2
 
 
 def test_round_trip_of_a_real_contract(real: Contract) -> None:
@@ -144,11 +173,13 @@ def test_canonical_form(real: Contract) -> None:
 def test_digest_covers_every_value(document: dict[str, Any]) -> None:
     seen = {HAND_MADE.digest()}
     for path, value in [
-        ("classes.0", "mug"), ("preprocessing.std.0", 254.0), ("classifier.features_tensor", "g"), ("bank.rows", 4),
+        ("classes.0", "mug"), ("preprocessing.std.0", 254.0), ("classifier.features_tensor", "g"),
+        ("bank.candidates", 4),
         ("fit.images", 7), ("calibration.alpha", 0.4), ("tools.numpy", "2.1"), ("probes.0.ood_score", -1.0),
+        ("space", "logits"), ("selection.candidates.1.auroc", 0.5), ("bank.paths.1", "x"), ("fit.sketch", ""),
     ]:  # fmt: skip
         seen.add(read(changed(document, path, value)).digest())
-    assert len(seen) == 9
+    assert len(seen) == 13
 
 
 def every_object(value: Any, path: str = "") -> list[str]:
@@ -168,7 +199,7 @@ def at(document: Any, path: str) -> Any:
 
 def test_unknown_keys(document: dict[str, Any]) -> None:
     paths = every_object(document)
-    assert len(paths) == 8
+    assert len(paths) == 13
     for path in paths:
         other = copy.deepcopy(document)
         at(other, path)["surprise"] = 1
@@ -186,7 +217,7 @@ def test_missing_keys(document: dict[str, Any]) -> None:
             with pytest.raises(ArtifactError, match=expected.get(key, rf"missing keys.*'{key}'")):
                 read(other)
             count += 1
-    assert count == 12 + 9 + 9 + 3 + 3 + 7 + 10 + 8
+    assert count == 14 + 9 + 9 + 5 + 2 * 4 + 4 + 9 + 2 * 3 + 8 + 12 + 8
 
 
 WRONG_TYPES: list[tuple[str, Any]] = [
@@ -195,7 +226,12 @@ WRONG_TYPES: list[tuple[str, Any]] = [
     ("preprocessing.mean", 0.0), ("preprocessing.mean.0", "0"), ("preprocessing.filter", "box"),
     ("preprocessing.short_side", 2.5), ("classifier.bgr", 0), ("classifier.batch", 1), ("classifier.layout", "CHWN"),
     ("classifier.dimension", 4.0), ("precision", "fp16"), ("ood_prototypes", None), ("ood_prototypes.0", "mean"),
-    ("bank.rows", None), ("fit.accuracy", "1"), ("fit.accuracy", True), ("fit.classes_without_prototype", None),
+    ("ood_prototypes.0.layer", 1), ("bank.rows", None), ("bank.dtype", "int4"), ("bank.trials", None),
+    ("bank.trials.0", 5), ("bank.trials.0.changed", "0"), ("bank.classes", [1, 0]), ("bank.paths", "a.png"),
+    ("bank.paths.0", None), ("space", "pixels"), ("selection", None), ("selection.candidates.0", "mean"),
+    ("selection.candidates.0.difference", "0"), ("fit.sketch", [1]), ("calibration.class_sizes", 4),
+    ("calibration.class_sizes.0", 2.0), ("calibration.class_ranks", None),
+    ("fit.accuracy", "1"), ("fit.accuracy", True), ("fit.classes_without_prototype", None),
     ("calibration.alpha", None), ("calibration.alpha", [0.05]), ("calibration.delta", "0.05"), ("calibration.n", 3.0),
     ("calibration.scores", [-2.5, -1.0, 0.25]), ("calibration.guarantee", "strong"), ("tools", ["numpy"]),
     ("tools.numpy", 2), ("probes", {}), ("probes.0.is_ood", 0), ("probes.0.logits", None), ("probes.0.ood_score", None),
@@ -236,20 +272,52 @@ def test_other_schemas(document: dict[str, Any], schema: Any) -> None:
 
 
 CONTRADICTIONS: list[tuple[str, Any, str]] = [
-    ("calibration.n", 4, "3 calibration scores where n is 4"),
-    ("calibration.k", 0, "k 0 where n is 3"),
-    ("calibration.k", 4, "k 4 where n is 3"),
+    ("calibration.n", 5, "4 calibration scores where n is 5"),
+    ("calibration.k", 0, "k 0 where n is 4"),
+    ("calibration.k", 5, "k 5 where n is 4"),
     ("calibration.scores", "", "0 calibration scores"),
     ("calibration.alpha", 0.0, "alpha 0.0"),
     ("calibration.alpha", 1.0, "alpha 1.0"),
     ("calibration.delta", 1.5, "delta 1.5"),
+    ("calibration.delta", None, "delta None with guarantee conformal"),
     ("calibration.provenance", "seen-in-training", "guarantee conformal"),
     ("calibration.method", "cross-fitted", "guarantee conformal for cross-fitted"),
     ("calibration.guarantee", "none", "guarantee none"),
-    ("classes", ["one"], "1 classes"),
-    ("classes", ["a", "b", "c"], "probes with other class counts"),
+    ("calibration.guarantee", "marginal", "delta 0.25 with guarantee marginal"),
+    ("calibration.class_sizes", [2, 1], "4 calibration scores in groups of 3"),
+    ("calibration.class_sizes", [4, 0], "4 calibration scores in groups of 4"),
+    ("calibration.class_sizes", [5, -1], "4 calibration scores in groups of 4"),
+    ("calibration.class_sizes", [4], "not finite and ascending"),
+    ("calibration.class_sizes", [2, 1, 1], "3 class sizes and 2 class ranks"),
+    ("calibration.class_ranks", [1], "2 class sizes and 1 class ranks"),
+    ("calibration.class_ranks", [1, 0], "a class rank outside"),
+    ("calibration.class_ranks", [3, 1], "a class rank outside"),
+    ("classes", ["one"], "a class that does not exist|1 classes"),
+    ("classes", ["a", "b", "c"], "probes with other class counts|class sizes for 3 classes"),
     ("ood_prototypes", [], "0 OOD prototypes"),
-    ("bank.rows", 0, "0 bank rows"),
+    ("ood_prototypes", 9 * [json.loads(GOLDEN)["ood_prototypes"][0]], "9 OOD prototypes"),
+    ("selection.candidates", (MAX_TRIALS + 1) * [json.loads(GOLDEN)["selection"]["candidates"][0]], "65 candidates"),
+    ("selection.images", -1, "selection from -1 images"),
+    ("selection.classes", -1, "selection from 4 images of -1 classes"),
+    ("selection.candidates.0.auroc", 1.5, "AUROC"),
+    ("selection.candidates.1.standard_error", -0.5, "AUROC"),
+    ("bank.rows", 0, "0 rows in a bank of choice kmeans"),
+    ("bank.rows", -1, "-1 bank rows"),
+    ("bank.rows", 6, "6 bank rows of 5 candidates"),
+    ("bank.rows", 3, "classes of 2 bank rows of 3"),
+    ("bank.choice", "none", "2 rows in a bank of choice none"),
+    ("bank.classes", "", "classes of 0 bank rows"),
+    ("bank.classes", encode_array(np.array([0, 2], "<i4")), "a class that does not exist"),
+    ("bank.classes", encode_array(np.array([0, -1], "<i4")), "a class that does not exist"),
+    ("bank.classes", "AQAAAAAA", "classes of the bank rows cannot be decoded"),
+    ("bank.paths", ["a.png"], "paths of 1 bank rows of 2"),
+    ("bank.trials", (MAX_TRIALS + 1) * [json.loads(GOLDEN)["bank"]["trials"][0]], "65 trials"),
+    ("bank.trials.0.rows", -1, "trial of the bank's size"),
+    ("bank.trials.0.changed", 1.5, "trial of the bank's size"),
+    ("fit.sketch", encode_array(np.array([2, 1], "<u8")), "a sketch of the fit images that is not ascending"),
+    ("fit.sketch", encode_array(np.array([1, 1], "<u8")), "a sketch of the fit images that is not ascending"),
+    ("fit.sketch", encode_array(np.arange(MAX_SKETCH + 1, dtype="<u8")), "or too long"),
+    ("fit.sketch", "AQAAAA==", "sketch of the fit images cannot be decoded"),
     ("classifier.dimension", 0, "feature dimension 0"),
     ("probes.0.logits", [1.0], "probes with other class counts"),
 ]
@@ -284,9 +352,11 @@ def test_preprocessing_that_cannot_be_is_the_artifacts_fault_not_the_users(
     ids=["not sorted", "nan", "inf", "-inf"],
 )
 def test_scores_that_no_decision_can_use(document: dict[str, Any], scores: np.ndarray) -> None:
-    text = base64.b64encode(scores.astype("<f4").tobytes()).decode()
+    padded = np.append(scores, 3.0)  # four, in two groups
     with pytest.raises(ArtifactError, match="not finite and ascending"):
-        read(changed(document, "calibration.scores", text))
+        read(changed(document, "calibration.scores", encode_array(padded.astype("<f4"))))
+    with pytest.raises(ArtifactError, match="not finite and ascending"):
+        decode_scores(encode_array(scores.astype("<f4")))
 
 
 @pytest.mark.parametrize("text", ["AAAgwAAAgL8AAIA", "AAAgwAAAgL8AAIA+AA==", "****", "AAAg wAAA", "жжжж"])
@@ -297,8 +367,44 @@ def test_scores_that_are_not_base64_of_floats(text: str) -> None:
 
 def test_scores_round_trip_sorted() -> None:
     scores = np.random.default_rng(0).normal(size=101).astype(np.float32)
-    np.testing.assert_array_equal(decode_scores(encode_scores(scores)), np.sort(scores))
-    assert base64.b64decode(encode_scores(np.array([1.0], np.float32))) == b"\x00\x00\x80\x3f"
+    (alone,) = decode_scores(encode_scores((scores,)))
+    np.testing.assert_array_equal(alone, np.sort(scores))
+    first, second = decode_scores(encode_scores((scores[:40], scores[40:])), (40, 61))
+    np.testing.assert_array_equal(first, np.sort(scores[:40]))
+    np.testing.assert_array_equal(second, np.sort(scores[40:]))
+    assert base64.b64decode(encode_scores((np.array([1.0], np.float32),))) == b"\x00\x00\x80\x3f"
+
+
+def test_groups_are_ascending_each_for_itself(document: dict[str, Any]) -> None:
+    """Class by class the scores ascend; as one group they do not, and are refused."""
+    assert read(document) == HAND_MADE
+    ungrouped = changed(changed(document, "calibration.class_sizes", []), "calibration.class_ranks", [])
+    with pytest.raises(ArtifactError, match="not finite and ascending"):
+        read(ungrouped)
+
+
+class TestRule:
+    def test_one_group_for_all_classes(self, real: Contract) -> None:
+        rule = real.calibration.rule(len(real.classes))
+        assert rule.ranks == (real.calibration.k,)
+        assert rule.group_of_class.tolist() == [0] * len(real.classes)
+        np.testing.assert_array_equal(rule.scores[0], real.calibration.sorted_scores())
+
+    def test_one_group_a_class(self) -> None:
+        rule = HAND_MADE.calibration.rule(2)
+        assert rule.ranks == (1, 1)
+        assert rule.group_of_class.tolist() == [0, 1]
+        assert (rule.threshold(0), rule.threshold(1)) == (0.25, 0.5)
+
+    def test_another_alpha_ranks_every_group_anew_and_the_own_one_is_not_computed_again(self, real: Contract) -> None:
+        calibration = dataclasses.replace(real.calibration, k=3)  # not what alpha and delta give
+        assert calibration.rule(7).ranks == calibration.rule(7, calibration.alpha).ranks == (3,)
+        assert calibration.rule(7, 0.2).ranks == (rank_for(0.2, calibration.delta, calibration.n),)
+        assert HAND_MADE.calibration.rule(2, 0.9).ranks == (rank_for(0.9, 0.25, 2),) * 2
+
+    def test_alpha_that_one_group_cannot_carry(self) -> None:
+        with pytest.raises(CalibrationError, match="2 calibration images cannot carry alpha"):
+            HAND_MADE.calibration.rule(2, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -323,9 +429,9 @@ def test_huge_text() -> None:
 
 def test_a_key_twice(document: dict[str, Any]) -> None:
     """Readers differ in which one counts."""
-    assert document["bank"]["rows"] == 5
+    assert document["bank"]["rows"] == 2
     with pytest.raises(ArtifactError, match="twice"):
-        contract_from_json(GOLDEN.replace('"rows":5', '"rows":5,"rows":4'))
+        contract_from_json(GOLDEN.replace('"candidates":5', '"candidates":5,"candidates":4'))
 
 
 def test_half_a_surrogate_pair(document: dict[str, Any]) -> None:

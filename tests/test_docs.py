@@ -65,4 +65,6 @@ def test_readme_names_every_module() -> None:
 
 
 def test_architecture_counts_the_nodes_of_the_head() -> None:
-    assert f"the same {len(head_nodes(1))} nodes" in (ROOT / "docs" / "architecture.md").read_text()
+    several, one = (len(head_nodes(count, "int8", "features")) for count in (3, 1))
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    assert f"{several} nodes with the default's three OOD prototypes and an int8 bank, {one} with" in text

@@ -1,70 +1,44 @@
-"""docs/format.md: golden bytes, its tables against a real artifact, a reader written from it, and its attacks."""
+"""docs/format.md: golden bytes, its tables against real and hand-made artifacts, and a reader written from it."""
 
 import ast
 import base64
-import copy
-import functools
 import hashlib
 import json
 import math
-import os
-import re
-import resource
-import struct
-import time
-import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
-from onnx import AttributeProto, ModelProto, SparseTensorProto, TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
-from grood_edge import artifact as artifact_module
-from grood_edge import graph_check
 from grood_edge.artifact import artifact_bytes, read_artifact
 from grood_edge.contract import Contract
 from grood_edge.contract_reader import contract_from_json
 from grood_edge.demo.images import DemoImages
-from grood_edge.errors import ArtifactError
-from grood_edge.export.head import head_constants, head_nodes
-from grood_edge.graph_check import MAX_GRAPH_DEPTH
 from grood_edge.images import find_images, load_image
 from grood_edge.ort import open_ort
 from grood_edge.outputs import outputs_from_arrays
 from grood_edge.preprocessing import Preprocessing, preprocess_frame
-from grood_edge.probes import decode_png, replay_probes
-
-DOCS = Path(__file__).parent.parent / "docs"
-PAGE = (DOCS / "format.md").read_text(encoding="utf-8")
-SCHEMA = json.loads((DOCS / "contract.schema.json").read_text(encoding="utf-8"))
-VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
-KEY = "grood_edge.contract"
+from grood_edge.probes import replay_probes
+from tests.golden import (
+    GOLDEN_TEXT,
+    KEY,
+    SCHEMA,
+    VALIDATOR,
+    canonical,
+    golden,
+    golden_contract,
+    golden_model,
+    other_golden,
+    table,
+    top_level,
+)
 
 # --- A reader written from docs/format.md alone -----------------------------------------------------------------------
-
-
-def varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while data[at] > 127:
-        value, shift, at = value | (data[at] & 127) << shift, shift + 7, at + 1
-    return value | data[at] << shift, at + 1
-
-
-def top_level(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Section 11, step 2: number and raw bytes of each field. A ModelProto has wire types 0 and 2 only."""
-    at = 0
-    while at < len(data):
-        start = at
-        tag, at = varint(data, at)
-        size, at = varint(data, at)
-        at += size if tag & 7 == 2 else 0
-        yield tag >> 3, data[start:at]
 
 
 def read_by_the_book(data: bytes) -> tuple[dict[str, Any], np.ndarray]:
@@ -150,19 +124,81 @@ def preprocessed_by_the_book(frame: np.ndarray, p: dict[str, Any]) -> np.ndarray
     return pixels
 
 
+def decided_by_the_book(
+    calibration: dict[str, Any], scores: np.ndarray, found: dict[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Section 4: p_value and is_ood of each row, from class_id, ood_score and valid."""
+    sizes, ranks = calibration["class_sizes"], calibration["class_ranks"]
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    p_value, is_ood = [], []
+    for class_id, score, valid in zip(found["class_id"], found["ood_score"], found["valid"], strict=True):
+        group = scores[starts[class_id] : starts[class_id + 1]] if sizes else scores
+        count = (group >= score).sum()
+        p_value.append(np.float32(count + 1) / np.float32(len(group) + 1) if valid else np.float32(0))
+        is_ood.append(not valid or count < (ranks[class_id] if ranks else calibration["k"]))
+    return np.array(p_value), np.array(is_ood)
+
+
+def scored_by_the_book(contract: dict[str, Any], t: dict[str, np.ndarray], values: np.ndarray) -> np.ndarray:
+    """Section 3: the score from the stored tensors, in float64, one row at a time."""
+    t = {name.removeprefix("grood/"): array.astype(np.float64) for name, array in t.items()}
+    rows = t.get("bank", np.zeros((0, values.shape[1]))) * t.get("bank_scale", np.ones(1))[:, None]
+    count, result = len(contract["ood_prototypes"]), []
+    for h in values - t["center"]:
+        class_distance = np.linalg.norm(h[:, None] - t["prototypes_t"], axis=0)
+        total = 0.0
+        for k in range(count):
+            p = t[f"ood_prototype.{k}"]
+            d_k = np.linalg.norm(h - p)
+            x = -d_k - np.log(np.exp(-d_k) + np.exp(-class_distance).sum())
+            if len(rows):
+                l_i = t[f"bank_log_s.{k}"]
+                product = rows @ h - h @ p + t[f"bank_offset.{k}"]
+                cosine = product / max(d_k, t[f"least_distance.{k}"]) * t[f"bank_inverse_length.{k}"]
+                r = np.exp(-np.abs(x - l_i))
+                gap = np.maximum((1 - r) ** 2 + 2 * r * np.maximum(1 - cosine, 0), 1e-12)
+                x = (np.maximum(x, l_i) + 0.5 * np.log(gap)).min()
+            if count > 1:
+                bend = (t[f"map_weights.{k}"] * np.maximum(x - t[f"map_knots.{k}"], 0)).sum()
+                x = t[f"map_bias.{k}"] + t[f"map_slope.{k}"] * x + bend
+            total += x
+        result.append(total)
+    return np.array(result)
+
+
 def test_reader_by_the_book_on_real_digits(artifact_path: Path, digits: DemoImages) -> None:
     contract, scores = read_by_the_book(artifact_path.read_bytes())
     calibration = contract["calibration"]
     folders = (digits.test, digits.near, digits.far_photos)
     frames = [load_image(path) for folder in folders for path in find_images(folder)[::4]]
     images = np.stack([preprocessed_by_the_book(frame, contract["preprocessing"]) for frame in frames])
-    names = ["ood_score", "p_value", "is_ood", "valid"]
-    score, p_value, is_ood, valid = onnxruntime.InferenceSession(artifact_path).run(names, {"image": images})
-    count = (scores[None, :] >= score[:, None]).sum(axis=1)
-    np.testing.assert_array_equal(p_value, (count + 1).astype(np.float32) / np.float32(calibration["n"] + 1))
-    np.testing.assert_array_equal(is_ood, ~valid | (count < calibration["k"]))
+    found = open_ort(artifact_path.read_bytes()).run({"image": images})
+    p_value, is_ood = decided_by_the_book(calibration, scores, found)
+    np.testing.assert_array_equal(found["p_value"], p_value)
+    np.testing.assert_array_equal(found["is_ood"], is_ood)
+    expected = scored_by_the_book(contract, stored_of(artifact_path.read_bytes()), found[contract["space"]])
+    np.testing.assert_allclose(found["ood_score"], expected, atol=1e-3)
     assert len(scores) == calibration["n"]
+    assert len(contract["ood_prototypes"]) > 1
     assert 0.2 < is_ood.mean() < 0.9
+
+
+@pytest.mark.parametrize("which", ["golden", "float32-bank", "no-bank"])
+def test_scores_and_decisions_by_the_book(which: str) -> None:
+    """Per-class groups and maps, one prototype over float32 rows, and the logits alone: random pictures."""
+    data = HAND_MADE[which]()
+    contract, scores = read_by_the_book(data)
+    images = np.random.default_rng(0).integers(0, 256, (200, 2, 2, 1), np.uint8)
+    images[:2] = np.array([[[127, 128], [128, 127]], [[191, 64], [191, 64]]], np.uint8)[
+        ..., None
+    ]  # near the prototypes
+    found = open_ort(data).run({"image": images})
+    expected = scored_by_the_book(contract, stored_of(data), found[contract["space"]])
+    np.testing.assert_allclose(found["ood_score"], expected, atol=2e-4)
+    p_value, is_ood = decided_by_the_book(contract["calibration"], scores, found)
+    np.testing.assert_array_equal(found["p_value"], p_value)
+    np.testing.assert_array_equal(found["is_ood"], is_ood)
+    assert len(np.unique(p_value)) > 1
 
 
 @pytest.mark.parametrize("kind", ["nearest", "bilinear", "bicubic", "lanczos"])
@@ -177,80 +213,9 @@ def test_preprocessing_by_the_book(kind: str) -> None:
             assert difference <= (0 if kind == "nearest" else 1), (crop, channels, shape)
 
 
-# --- A hand-made artifact: two classes, 2x2 grey pixels ---------------------------------------------------------------
+# --- The hand-made artifact -------------------------------------------------------------------------------------------
 
-PNG = "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAAAAABX3VL4AAAADklEQVR4nGNg+M/o4AAABMUBgXsDZXgAAAAASUVORK5CYII="
-GOLDEN_SHA256 = "09c3fb1c7deebbbee47df61e4d9d7a774e2e6eb231d1b373b5b1377035d71cb7"
-GOLDEN_TEXT = (
-    '{"bank":{"candidates":3,"choice":"all","rows":3},"calibration":{"alpha":0.5,'
-    '"data_digest":"bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb","delta":0.25,'
-    '"guarantee":"conformal","k":1,"method":"separate","n":3,"provenance":"unseen","quantiles":[-2.5,-2.25,-1.75,'
-    '-1.0,-0.5,0.125,0.25],"scores":"AAAgwAAAgL8AAIA+"},"classes":["a","größe"],"classifier":{"batch":"dynamic",'
-    '"bgr":false,"dimension":4,"features_pooled":false,"features_tensor":"f","layout":"NHWC","logits_tensor":"l",'
-    '"opset":19,"source":"onnx"},'
-    '"digests":{"contract":"82bcf97ecc9a25e9d7cfef41195f1b03e5736821937bd0887df2885e20d8dd43",'
-    '"graph":"bb24582bc25d5c301cc1ddb30177fc46e2f662d0811922d266a763b6756f005e"},"fit":{"accuracy":0.5,'
-    '"classes_without_prototype":[],'
-    '"data_digest":"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa","images":6,'
-    '"labels":"folder","seed":0,"unreadable":0},"ood_prototypes":[{"images":0,"source":"mean",'
-    '"uses_ood_data":false}],"precision":"fp32","preprocessing":{"channels":1,"crop":"none","filter":"bilinear",'
-    '"height":2,"mean":[0.0],"preset":"custom","short_side":null,"std":[255.0],"width":2},'
-    '"probes":[{"class_id":1,"is_ood":false,"logits":[0.25098,1.501961],"name":"dots","ood_score":-0.985322,'
-    '"p_value":0.5,'
-    '"png":"iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAAAAABX3VL4AAAADklEQVR4nGNg+M/o4AAABMUBgXsDZXgAAAAASUVORK5CYII=",'
-    '"valid":true}],"schema":"grood-edge.contract","tools":{"hand":"1"},"version":1}'
-)  # fmt: skip
-
-
-def canonical(document: dict[str, Any]) -> str:
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-@functools.cache
-def golden_model() -> bytes:
-    """Section 2 and 3 by hand: features are the pixels over 255, logits their sums over the columns."""
-    half = np.full(4, 0.5, np.float32)
-    tensors = {
-        "preprocess/std": np.array([255], np.float32),
-        "classifier/w": np.array([[1, 0], [0, 1], [1, 0], [0, 1]], np.float32),
-        "grood/center": half,
-        "grood/prototypes_t": np.stack([-half, half], axis=1),
-        "grood/prototypes_sq": np.array([1, 1], np.float32),
-        "grood/ood_prototype.0": np.zeros(4, np.float32),
-        "grood/bank_t.0": np.array([[1, 0, -1], [0, 1, 0], [0, 0, 0], [0, 0, 0]], np.float32),
-        "grood/bank_log_s.0": np.array([-1, -2, -3], np.float32),
-        "grood/calibration_scores": np.array([-2.5, -1, 0.25], np.float32),
-        "grood/rank": np.array(1, np.int32),
-        "grood/p_denominator": np.array(4, np.float32),
-    }
-    nodes = [
-        helper.make_node("Cast", ["image"], ["preprocess/cast_0"], "preprocess/cast_0", to=TensorProto.FLOAT),
-        helper.make_node("Div", ["preprocess/cast_0", "preprocess/std"], ["preprocess/div_1"], "preprocess/div_1"),
-        helper.make_node("Flatten", ["preprocess/div_1"], ["features"], "output/features_0", axis=1),
-        helper.make_node("MatMul", ["features", "classifier/w"], ["logits"], "output/logits_0"),
-        *head_nodes(1),
-    ]
-    kinds = {"logits": (1, [2]), "features": (1, [4]), "class_id": (6, []), "ood_score": (1, []), "p_value": (1, []),
-             "is_ood": (9, []), "valid": (9, [])}  # fmt: skip
-    graph = helper.make_graph(
-        nodes,
-        "golden",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", 2, 2, 1])],
-        [helper.make_tensor_value_info(name, kind, ["N", *rest]) for name, (kind, rest) in kinds.items()],
-        [*head_constants(), *(numpy_helper.from_array(value, name) for name, value in tensors.items())],
-    )
-    opset = [helper.make_opsetid("", 19)]
-    return bytes(helper.make_model(graph, opset_imports=opset, ir_version=9, producer_name="hand").SerializeToString())
-
-
-@functools.cache
-def golden_contract() -> Contract:
-    return contract_from_json(GOLDEN_TEXT)[0]
-
-
-@functools.cache
-def golden() -> bytes:
-    return artifact_bytes(golden_model(), golden_contract())
+GOLDEN_SHA256 = "bcb0b78cf1ca31db0491fb72208780ab15becdca010c48b9dcc7c77468795ba8"
 
 
 def test_golden_bytes() -> None:
@@ -272,32 +237,34 @@ def test_golden_artifact_runs() -> None:
 # --- The page's tables ------------------------------------------------------------------------------------------------
 
 
-def table(*header: str) -> list[list[str]]:
-    """Return the rows of the one table of the page whose header begins so; back-quotes are dropped."""
-    found = []
-    for block in re.findall(r"(?:^\|.*\|\n)+", PAGE, flags=re.MULTILINE):
-        lines = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|"))] for line in block.splitlines()]
-        if tuple(lines[0][: len(header)]) == header:
-            found.append([[cell.strip("`") for cell in line] for line in lines[2:]])
-    (rows,) = found
-    return rows
-
-
 def shape_of(text: str, symbols: dict[str, Any]) -> list[Any]:
     names = [name for name in text.strip("[]").split(", ") if name]
     return [symbols.get(name, int(name) if name.isdigit() else name) for name in names]
 
 
 def symbols_of(contract: Contract) -> dict[str, Any]:
-    p, calibration = contract.preprocessing, contract.calibration
-    sizes = {"H": p.height, "W": p.width, "C": p.channels, "K": len(contract.classes), "n": calibration.n}
-    sizes["P"] = len(contract.classes) - len(contract.fit.classes_without_prototype)
+    p, calibration, classes = contract.preprocessing, contract.calibration, len(contract.classes)
+    sizes = {"H": p.height, "W": p.width, "C": p.channels, "K": classes, "n": calibration.n}
+    sizes |= {"P": contract.prototype_count, "g": len(calibration.class_sizes) or 1}
+    sizes["e"] = contract.classifier.dimension if contract.space == "features" else classes
     return {"N": "N", **sizes, "d": contract.classifier.dimension, "m": contract.bank.rows}
 
 
-@pytest.fixture(scope="module", params=["real", "golden"])
+HAND_MADE: dict[str, Callable[[], bytes]] = {
+    "golden": golden,
+    "float32-bank": lambda: other_golden(3),
+    "no-bank": lambda: other_golden(0),
+}
+
+
+@pytest.fixture(scope="module", params=["real", *HAND_MADE])
 def artifact(request: pytest.FixtureRequest, artifact_path: Path) -> bytes:
-    return artifact_path.read_bytes() if request.param == "real" else golden()
+    return artifact_path.read_bytes() if request.param == "real" else HAND_MADE[request.param]()
+
+
+def stored_of(data: bytes) -> dict[str, np.ndarray]:
+    graph = onnx.load_model_from_string(data).graph
+    return {t.name: numpy_helper.to_array(t) for t in graph.initializer if t.name.startswith("grood/")}
 
 
 def test_inputs_and_outputs_are_those_of_the_page(artifact: bytes) -> None:
@@ -312,18 +279,43 @@ def test_inputs_and_outputs_are_those_of_the_page(artifact: bytes) -> None:
     assert found == [(r[0], r[1], r[2], shape_of(r[3], symbols)) for r in rows]
 
 
+def expected_tensors(contract: Contract, found: dict[str, np.ndarray]) -> dict[str, tuple[str, list[Any]]]:
+    """Section 3: dtype and shape of every stored tensor; `.k` stands for one an OOD prototype."""
+    symbols, count = symbols_of(contract), len(contract.ood_prototypes)
+    there = {"always": True, "m > 0": contract.bank.rows > 0, "several": count > 1}
+    there["int8"] = there["m > 0"] and contract.bank.dtype == "int8"
+    expected = {}
+    for name, dtype, shape, when, _ in table("initializer", "dtype", "shape", "there"):
+        for k in range(count if name.endswith(".k") else 1) if there[when] else ():
+            q = found[f"grood/map_knots.{k}"].size if count > 1 else 0
+            kind = contract.bank.dtype if dtype == "bank.dtype" else dtype
+            expected[name.replace(".k", f".{k}")] = (kind, shape_of(shape, symbols | {"q": q}))
+    return expected
+
+
 def test_stored_tensors_are_those_of_the_page(artifact: bytes) -> None:
-    model, symbols = onnx.load_model_from_string(artifact), symbols_of(read_artifact(artifact).contract)
-    tensors = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.name.startswith("grood/")}
-    fitted, constant = (
-        table("initializer", "dtype", "shape", "meaning"),
-        table("initializer", "dtype", "shape", "value"),
-    )
-    expected = {row[0]: (row[1], shape_of(row[2], symbols)) for row in (*fitted, *constant)}
+    contract, tensors = read_artifact(artifact).contract, stored_of(artifact)
+    fitted = expected_tensors(contract, tensors)
+    constant = table("initializer", "dtype", "shape", "value")
+    expected = fitted | {row[0]: (row[1], shape_of(row[2], {})) for row in constant}
     assert {name: (array.dtype.name, list(array.shape)) for name, array in tensors.items()} == expected
     for name, dtype, _, value in constant:
         np.testing.assert_array_equal(tensors[name], np.dtype(dtype).type(float(value)))
-    assert all(t.HasField("raw_data") for t in model.graph.initializer if t.name in {row[0] for row in fitted})
+    model = onnx.load_model_from_string(artifact)
+    assert all(t.HasField("raw_data") for t in model.graph.initializer if t.name in fitted)
+
+
+def test_what_the_page_says_of_the_banks_own_tensors(artifact: bytes) -> None:
+    """Section 3: offset, inverse length and least distance follow from the rows as they are stored."""
+    t = {name.removeprefix("grood/"): array.astype(np.float64) for name, array in stored_of(artifact).items()}
+    rows = t["bank"] * t.get("bank_scale", np.ones(1))[:, None] if "bank" in t else np.zeros((0, 0))
+    for k in range(len(read_artifact(artifact).contract.ood_prototypes) if len(rows) else 0):
+        p = t[f"ood_prototype.{k}"]
+        lengths = np.linalg.norm(rows - p, axis=1)
+        least = max(1e-3 * float(np.median(lengths)), 1e-30)
+        np.testing.assert_allclose(t[f"least_distance.{k}"], least, rtol=1e-6)
+        np.testing.assert_allclose(t[f"bank_inverse_length.{k}"], 1 / np.maximum(lengths, least), rtol=1e-6)
+        np.testing.assert_allclose(t[f"bank_offset.{k}"], p @ p - rows @ p, rtol=1e-5, atol=1e-5)
 
 
 def test_names_are_those_of_the_page(artifact: bytes) -> None:
@@ -353,7 +345,8 @@ def test_names_for_other_tools_are_python_and_ascii() -> None:
     classes = ["größe", "it's", '"q"', "both '\"", "back\\slash", "日本", "🦆", "~"]
     document = json.loads(GOLDEN_TEXT) | {"classes": classes[:2]}
     for pair in zip(classes[::2], classes[1::2], strict=True):
-        data = written(document | {"classes": list(pair)})
+        contract = contract_from_json(canonical(document | {"classes": list(pair)}))[0]
+        data = artifact_bytes(golden_model(), contract)
         names = {e.key: e.value for e in onnx.load_model_from_string(data).metadata_props}["names"]
         assert names == names_by_the_book(list(pair))
         assert names.isascii()
@@ -379,469 +372,12 @@ def test_contract_fields_are_those_of_the_schema() -> None:
     )
     objects = [SCHEMA, SCHEMA["properties"]["digests"], *SCHEMA["$defs"].values()]
     objects = [part for part in objects if "properties" in part and part.get("type") == "object"]
-    assert len(objects) == 9
+    assert len(objects) == 12
     assert all(part["additionalProperties"] is False for part in objects)
     assert all(set(part["required"]) == set(part["properties"]) for part in objects)
-
-
-# --- Attacks ----------------------------------------------------------------------------------------------------------
-
-Make = Callable[[], bytes]
-ATTACKS: dict[str, tuple[Make, str]] = {}
-
-
-def encoded(number: int, payload: bytes) -> bytes:
-    """Encode one length-delimited field."""
-    out = bytearray()
-    for part in (number << 3 | 2, len(payload)):
-        septets = max(1, -(-part.bit_length() // 7))
-        out += bytes(part >> 7 * i & 127 | (128 if i < septets - 1 else 0) for i in range(septets))
-    return bytes(out) + payload
-
-
-def entry(key: str, value: str) -> bytes:
-    return encoded(14, encoded(1, key.encode()) + encoded(2, value.encode("utf-8", "surrogatepass")))
-
-
-def with_text(text: str, model: bytes | None = None) -> bytes:
-    """Return an artifact with this contract, as it is."""
-    kept = [raw for number, raw in top_level(golden()) if number == 14][:-1]
-    return (golden_model() if model is None else model) + b"".join(kept) + entry(KEY, text)
-
-
-def sealed(document: dict[str, Any] | None = None, model: bytes | None = None) -> bytes:
-    """Return an artifact with this contract and model, and with digests that match them."""
-    model = golden_model() if model is None else model
-    bare = {key: value for key, value in (document or json.loads(GOLDEN_TEXT)).items() if key != "digests"}
-    graph = b"".join(raw for number, raw in top_level(model) if number in (7, 8, 25))
-    text = canonical(bare).encode("utf-8", "surrogatepass")
-    digests = {"graph": hashlib.sha256(graph).hexdigest(), "contract": hashlib.sha256(text).hexdigest()}
-    return with_text(canonical(bare | {"digests": digests}), model)
-
-
-def written(document: dict[str, Any]) -> bytes:
-    """Return an artifact with this contract as grood-edge itself writes it."""
-    return artifact_bytes(golden_model(), contract_from_json(canonical(document))[0])
-
-
-def changed(path: str, value: Any) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(GOLDEN_TEXT)
-    *folders, last = path.split(".")
-    target: Any = document
-    for name in folders:
-        target = target[int(name)] if name.isdigit() else target[name]
-    target[int(last) if last.isdigit() else last] = value
-    return document
-
-
-def attack(name: str, message: str, make: Make) -> None:
-    assert name not in ATTACKS
-    ATTACKS[name] = make, message
-
-
-def on_contract(name: str, message: str, path: str, value: Any) -> None:
-    attack(name, message, lambda: sealed(changed(path, value)))
-
-
-def on_text(name: str, message: str, old: str, new: str) -> None:
-    assert old in GOLDEN_TEXT
-    attack(name, message, lambda: with_text(GOLDEN_TEXT.replace(old, new, 1)))
-
-
-def on_model(name: str, message: str, change: Callable[[ModelProto], None]) -> None:
-    """Attack with a model that onnx itself writes, sealed again."""
-
-    def make() -> bytes:
-        model = onnx.load_model_from_string(golden_model())
-        change(model)
-        return sealed(model=bytes(model.SerializeToString()))
-
-    attack(name, message, make)
-
-
-def on_graph(name: str, message: str, raw: bytes) -> None:
-    """Attack with raw bytes at the end of the graph, sealed again."""
-
-    def make() -> bytes:
-        model = onnx.load_model_from_string(golden_model())
-        graph = model.graph.SerializeToString() + raw
-        model.ClearField("graph")
-        return sealed(model=model.SerializeToString() + encoded(7, graph))
-
-    attack(name, message, make)
-
-
-def appended(name: str, message: str, raw: bytes) -> None:
-    attack(name, message, lambda: golden() + raw)
-
-
-def tensor_of(model: ModelProto, name: str) -> TensorProto:
-    (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
-    assert isinstance(tensor, TensorProto)
-    return tensor
-
-
-def external(name: str = "outside") -> TensorProto:
-    tensor = TensorProto(name=name, dims=[1], data_type=1, data_location=TensorProto.EXTERNAL)
-    tensor.external_data.add(key="location", value="/etc/passwd")
-    return tensor
-
-
-def constant(**value: Any) -> onnx.NodeProto:
-    return helper.make_node("Constant", [], ["c"], **value)
-
-
-def nested(depth: int, *nodes: onnx.NodeProto) -> onnx.NodeProto:
-    graph = helper.make_graph(list(nodes), "g", [], [])
-    for _ in range(depth):
-        graph = helper.make_graph([helper.make_node("If", ["x"], ["y"], then_branch=graph)], "g", [], [])
-    return helper.make_node("If", ["x"], ["y"], then_branch=graph)
-
-
-def replaced(name: str, array: np.ndarray) -> Callable[[ModelProto], None]:
-    return lambda m: tensor_of(m, name).CopyFrom(numpy_helper.from_array(array, name))
-
-
-def set_dims(*dims: int) -> Callable[[ModelProto], None]:
-    return lambda m: tensor_of(m, "grood/bank_log_s.0").dims.__setitem__(slice(None), dims)
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png(width: int, height: int, *more: bytes, data: bytes = b"\0\0\0\0\0\0") -> str:
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-    parts = [b"\x89PNG\r\n\x1a\n", header, *more, chunk(b"IDAT", zlib.compress(data)), chunk(b"IEND", b"")]
-    return base64.b64encode(b"".join(parts)).decode()
-
-
-# The file
-appended("trailing-zeros", "field number 0", b"\0\0")
-appended("trailing-text", "damaged", b"and more")
-appended("trailing-field", "field 100 where none is expected", encoded(100, b"x"))
-attack("trailing-artifact", "where none is expected", lambda: golden() * 2)
-appended("length-past-end", "reaches past", b"\x72\x7f")
-appended("length-of-2-to-the-63", "reaches past", b"\x72" + b"\x80" * 9 + b"\x01")
-on_graph("length-past-end-in-graph", "reaches past", b"\x0a\x7f")
-appended("varint-of-a-million-bytes", "more than 64 bits", b"\xf0" + b"\xff" * 1_000_000)
-appended("varint-of-70-bits", "more than 64 bits", b"\x08" + b"\xff" * 9 + b"\x7f")
-appended("tag-of-33-bits", "field number", b"\xf2\x80\x80\x80\x10\x00")
-appended("group", "wire type 3", b"\x73\x74")
-appended("graph-as-number", "field 7 where none is expected", b"\x38\x01")
-appended("graph-as-fixed-width", "field 7 where none is expected", b"\x39" + b"\0" * 8)
-attack("producer-as-number", "field 2 where none is expected", lambda: b"\x10\x01" + golden())
-appended("metadata-as-fixed-width", "is a number", b"\x71" + b"\0" * 8)
-attack("two-graphs", "field 7 where none is expected", lambda: sealed(model=golden_model() + encoded(7, b"")))
-attack("no-graph", "no ONNX graph", lambda: golden()[len(golden_model()) :])
-attack("empty", "no ONNX graph", lambda: b"")
-attack("no-contract", "without a grood-edge contract", golden_model)
-appended("two-contracts", "'grood_edge.contract' twice", entry(KEY, "{}"))
-appended("two-names", "'names' twice", entry("names", "{}"))
-appended("two-values-in-an-entry", "damaged", encoded(14, encoded(1, b"a") + encoded(2, b"b") * 2))
-appended("two-keys-in-an-entry", "damaged", encoded(14, encoded(1, b"a") + encoded(1, KEY.encode())))
-appended("metadata-not-utf8", "not UTF-8", encoded(14, encoded(1, b"\xff")))
-attack("tampered-names", "metadata 'names'", lambda: golden().replace(b"{0: 'a", b"{0: 'b"))
-attack("tampered-weights", "graph digest", lambda: golden().replace(struct.pack("<f", -2.5), b"\0\0\0\0", 1))
-attack("tampered-contract", "contract digest", lambda: golden().replace(b'"alpha":0.5', b'"alpha":0.4'))
-attack("tampered-digest", "contract digest", lambda: golden().replace(b'{"contract":"8', b'{"contract":"9', 1))
-on_text("extra-digest", "canonical", '"digests":{', '"digests":{"a":"",')
-
-# The graph, sealed again
-foreign = "an artifact has none"
-on_model("second-opset", foreign, lambda m: m.opset_import.append(helper.make_opsetid("com.microsoft", 1)))
-on_model("other-opset", "opset 18", lambda m: setattr(m.opset_import[0], "version", 18))
-on_model("custom-opset-alone", "opset 0", lambda m: setattr(m.opset_import[0], "domain", "x"))
-on_model("ort-format", "onnxruntime's own format", lambda m: setattr(m, "producer_name", "ORTM" + "x" * 20))
-on_model("newer-ir", "IR version 11", lambda m: setattr(m, "ir_version", 11))
-on_model("function", foreign, lambda m: m.functions.append(helper.make_function("", "Add", [], [], [], [])))
-on_model("training", foreign, lambda m: m.training_info.add().algorithm.node.add())
-attack("device-configuration", foreign, lambda: sealed(model=golden_model() + encoded(26, b"")))
-on_model("duplicate-initializer", "'grood/rank' twice", lambda m: m.graph.initializer.append(
-    numpy_helper.from_array(np.array(3, np.int32), "grood/rank")))  # fmt: skip
-rank = numpy_helper.from_array(np.array(3, np.int32), "other").SerializeToString()
-on_graph("initializer-with-two-names", "twice", encoded(5, rank + encoded(8, b"grood/rank")))
-on_model("sparse-initializer", "sparse", lambda m: m.graph.sparse_initializer.append(
-    SparseTensorProto(values=numpy_helper.from_array(np.ones(1, np.float32), "s"))))  # fmt: skip
-on_model("initializer-as-input", "the graph has", lambda m: m.graph.input.append(
-    helper.make_tensor_value_info("grood/rank", TensorProto.INT32, [])))  # fmt: skip
-on_model("missing-output", "the graph has", lambda m: m.graph.output.pop() and None)
-on_model("other-output-type", "the graph has", lambda m: setattr(m.graph.output[5].type.tensor_type, "elem_type", 1))
-attack("other-input-size", "the graph has", lambda: written(changed("preprocessing.height", 3) | {"probes": []}))
-on_model("huge-dims", "does not fit", set_dims(2**40))
-on_model("dims-that-overflow", "does not fit", set_dims(2**32, 2**32))
-on_model("negative-dims", "does not fit", set_dims(-1))
-on_model("empty-and-huge-dims", "does not fit", set_dims(0, 2**62))
-on_model("thousand-dims", "does not fit", set_dims(*[1] * 1000))
-on_model("other-shape", "grood/bank_log_s.0 is float32", replaced("grood/bank_log_s.0", np.zeros(4, np.float32)))
-on_model(
-    "too-many-prototypes", "grood/prototypes_sq is float32", replaced("grood/prototypes_sq", np.ones(3, np.float32))
-)
-on_model("other-dtype", "grood/bank_t.0 is float32", replaced("grood/bank_t.0", np.zeros((4, 3), np.float64)))
-on_model("missing-tensor", "grood/rank in the graph", lambda m: m.graph.initializer.remove(
-    tensor_of(m, "grood/rank")))  # fmt: skip
-on_model("data-not-raw", "grood/center is float32", lambda m: tensor_of(m, "grood/center").CopyFrom(
-    helper.make_tensor("grood/center", 1, [4], [0.5] * 4)))  # fmt: skip
-on_model("other-rank-in-graph", "grood/rank in the graph", replaced("grood/rank", np.array(3, np.int32)))
-on_model("other-scores-in-graph", "grood/calibration_scores in the graph",
-         replaced("grood/calibration_scores", np.array([-2.5, -1, 0], np.float32)))  # fmt: skip
-on_model("other-denominator", "grood/p_denominator", replaced("grood/p_denominator", np.array(9, np.float32)))
-on_model("deep-graphs", f"more than {MAX_GRAPH_DEPTH} deep", lambda m: m.graph.node.append(nested(20)))
-on_graph("very-deep-graphs", f"more than {MAX_GRAPH_DEPTH} deep", functools.reduce(
-    lambda inner, _: encoded(1, encoded(5, encoded(6, inner))), range(3000), b""))  # fmt: skip
-custom = helper.make_node("EPContext", [], ["c"], domain="com.microsoft", ep_cache_context="/etc/passwd")
-on_model("custom-operator", "domain 'com.microsoft'", lambda m: m.graph.node.append(custom))
-on_model("custom-operator-in-subgraph", "domain 'com.microsoft'", lambda m: m.graph.node.append(nested(2, custom)))
-
-# Data outside the file, sealed again
-outside = "'outside' keeps its data in another file"
-sparse = SparseTensorProto(values=external(), dims=[1])
-tensors = AttributeProto(name="t", type=AttributeProto.TENSORS, tensors=[external()])
-sparses = AttributeProto(name="t", type=AttributeProto.SPARSE_TENSORS, sparse_tensors=[sparse])
-graphs = AttributeProto(name="g", type=AttributeProto.GRAPHS)
-graphs.graphs.add().node.append(constant(value=external()))
-on_model("external-initializer", outside, lambda m: m.graph.initializer.append(external()))
-on_model("external-location-alone", outside, lambda m: m.graph.initializer.append(
-    TensorProto(name="outside", data_location=TensorProto.EXTERNAL)))  # fmt: skip
-on_model("external-attribute", outside, lambda m: m.graph.node.append(constant(value=external())))
-on_model("external-attribute-list", outside, lambda m: m.graph.node.add().attribute.append(tensors))
-on_model("external-subgraph", outside, lambda m: m.graph.node.append(nested(3, constant(value=external()))))
-on_model("external-subgraph-list", outside, lambda m: m.graph.node.add().attribute.append(graphs))
-on_model("external-sparse-initializer", outside, lambda m: m.graph.sparse_initializer.append(sparse))
-on_model("external-sparse-attribute", outside, lambda m: m.graph.node.append(constant(sparse_value=sparse)))
-on_model("external-sparse-list", outside, lambda m: m.graph.node.add().attribute.append(sparses))
-on_model("external-function", outside, lambda m: m.functions.append(
-    helper.make_function("f", "F", [], [], [constant(value=external())], [])))  # fmt: skip
-attribute = helper.make_attribute("w", external())
-on_model("external-function-default", outside, lambda m: m.functions.add().attribute_proto.append(attribute))
-
-# The contract, sealed again where its text is JSON
-on_contract("newer-version", "version 2 and this grood-edge reads version 1", "version", 2)
-on_contract("version-true", "version True", "version", True)
-on_contract("other-schema", "another tool", "schema", "other")
-attack("not-json", "not valid JSON", lambda: with_text(GOLDEN_TEXT[:-1]))
-attack("json-null", "another tool", lambda: with_text("null"))
-attack("byte-order-mark", "not valid JSON", lambda: with_text("\ufeff" + GOLDEN_TEXT))
-attack("not-canonical-space", "canonical", lambda: with_text(GOLDEN_TEXT.replace(":", ": ", 1)))
-attack("not-canonical-number", "canonical", lambda: with_text(GOLDEN_TEXT.replace("0.5", "5e-1", 1)))
-attack("not-canonical-escape", "canonical", lambda: with_text(GOLDEN_TEXT.replace('"all"', '"\\u0061ll"', 1)))
-on_text("duplicate-json-key", "'k' twice", '"k":1', '"k":3,"k":1')
-on_text("duplicate-json-object", "twice", '"bank":{', '"bank":{"rows":1},"bank":{')
-on_text("nan", "not a JSON number", '"alpha":0.5', '"alpha":NaN')
-on_text("infinity", "not a JSON number", '"alpha":0.5', '"alpha":-Infinity')
-on_text("number-too-large", "calibration.alpha is inf", '"alpha":0.5', '"alpha":1e999')
-on_text("number-of-a-million-digits", "1,000,000 characters", '"alpha":0.5', '"alpha":' + "1" * 1_000_000)
-on_text("fraction-of-a-million-digits", "1,000,002 characters", '"alpha":0.5', '"alpha":0.' + "1" * 1_000_000)
-on_contract("integer-too-large", "fit.images is", "fit.images", 2**53)
-on_contract("integer-as-number", "fit.images is 6.0", "fit.images", 6.0)
-on_contract("boolean-as-integer", "fit.images is True", "fit.images", True)
-on_text("deep-json", "not valid JSON", '"alpha":0.5', '"alpha":' + "[" * 500_000)
-on_text("deep-json-closed", "calibration.alpha is", '"alpha":0.5', '"alpha":' + "[" * 200 + "]" * 200)
-on_text("deep-json-objects", "not valid JSON", '"alpha":0.5', '"alpha":' + '{"a":' * 500_000)
-on_text("many-json-values", "at most 1,000,000 values", '"alpha":0.5', '"alpha":[' + "[]," * 1_000_000 + "[]]")
-attack("contract-of-17-mb", "17,000,000 bytes", lambda: with_text(" " * 17_000_000))
-on_contract("unknown-key", r"unknown keys \['note'\]", "fit.note", "x")
-attack("missing-key", "missing keys", lambda: sealed({**changed("fit", {})}))
-on_contract("k-above-n", "k 4 where n is 3", "calibration.k", 4)
-on_contract("k-zero", "k 0", "calibration.k", 0)
-on_contract("other-k", "grood/rank in the graph", "calibration.k", 2)
-for name, values in {"unsorted": [1, 0, 2], "nan": [0, np.nan, 1], "infinite": [0, 1, np.inf]}.items():
-    text = base64.b64encode(np.array(values, "<f4").tobytes()).decode()
-    on_contract(f"{name}-scores", "finite and ascending", "calibration.scores", text)
-on_contract("missing-scores", "2 calibration scores where n is 3", "calibration.scores", "AAAgwAAAgL8=")
-on_contract("broken-scores", "cannot be decoded", "calibration.scores", "AAAgwAAAgL8A")
-on_contract("scores-not-base64", "cannot be decoded", "calibration.scores", "AAAg*AAAgL8AAIA+")
-on_contract("promise-from-training-images", "guarantee", "calibration.provenance", "seen-in-training")
-control = "without control characters"
-on_contract("class-name-escape-sequence", control, "classes.0", "\x1b[2J")
-on_contract("class-name-line-feed", control, "classes.0", "a\nb")
-on_contract("class-name-turned-round", control, "classes.0", "a\u202eb")
-on_contract("class-name-empty", "without a name", "classes.0", "")
-on_contract("class-name-long", "has 1,025 characters", "classes.0", "x" * 1025)
-on_text("class-name-surrogate", "surrogates not allowed|control", '"classes":["a', '"classes":["\\ud800')
-on_contract("tool-name-control", control, "tools", {"a\x07": "1"})
-on_contract("probe-png-bomb", "no 8-bit PNG of the input's size", "probes.0.png", png(100_000, 100_000))
-text_bomb = chunk(b"zTXt", b"k\0\0" + zlib.compress(b"a" * 20_000_000))
-on_contract("probe-text-bomb", "other parts", "probes.0.png", png(2, 2, text_bomb))
-on_contract("probe-animated", "other parts", "probes.0.png", png(2, 2, chunk(b"acTL", b"\0" * 8)))
-on_contract("probe-not-png", "no 8-bit PNG", "probes.0.png", base64.b64encode(b"GIF89a" + b"\0" * 40).decode())
-on_contract("probe-not-base64", "not base64", "probes.0.png", "****")
-on_contract("probe-too-large", "probes of", "probes.0.png", png(2, 2, data=os.urandom(400_000)))
-on_contract("probe-of-no-class", "class that does not exist", "probes.0.class_id", 2)
-on_contract("many-probes", "17 probes", "probes", json.loads(GOLDEN_TEXT)["probes"] * 17)
-
-
-@contextmanager
-def bounded(seconds: float = 2.0, megabytes: int = 64) -> Iterator[None]:
-    """Fail when the block takes longer, or when it allocates more memory than that beyond what the process has."""
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    start = time.process_time()  # other processes do not count
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (megabytes << 20), before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
-    assert time.process_time() - start < seconds
-
-
-def test_the_bounds_are_felt() -> None:
-    with pytest.raises(MemoryError), bounded():
-        bytes(4_000_000_000)  # more than any heap has left over from other tests
-    with pytest.raises(AssertionError), bounded(seconds=0.0):
-        sum(range(1000))
-
-
-@pytest.mark.parametrize("name", ATTACKS)
-def test_attack(name: str) -> None:
-    make, message = ATTACKS[name]
-    data = make()
-    assert data != golden()
-    with bounded(), pytest.raises(ArtifactError, match=message) as caught:
-        read_artifact(data)
-    assert len(str(caught.value)) < 1000
-
-
-def test_file_cut_off_anywhere(artifact_path: Path) -> None:
-    """Of the small file every length that ends in the metadata, and every fifth before; of the real one the ends of
-    top-level fields, and a byte beside each."""
-    real, ends, at, middle = artifact_path.read_bytes(), set(), 0, len(golden_model()) - 20
-    for _, raw in top_level(real):
-        at += len(raw)
-        ends |= {at - len(raw), at - len(raw) + 1, at - 1}
-    for data, lengths in ((golden(), [*range(0, middle, 5), *range(middle, len(golden()))]), (real, sorted(ends))):
-        for length in lengths:
-            with pytest.raises(ArtifactError):
-                read_artifact(data[:length])
-
-
-def test_changed_bytes_are_found_or_change_nothing_that_is_read() -> None:
-    """Only `ir_version` and the producer are outside every digest and check."""
-    rng, refused, head = np.random.default_rng(0), 0, golden_model().index(b"\x3a")  # tag of the graph
-    whole = read_artifact(golden())
-    for index in range(120):
-        changed_data = bytearray(golden())
-        at = int(rng.integers(len(changed_data) if index > 30 else head))
-        changed_data[at] ^= int(rng.integers(1, 256))
-        try:
-            found = read_artifact(bytes(changed_data))
-            assert at < head
-            assert (found.contract, found.graph_digest) == (whole.contract, whole.graph_digest)
-        except ArtifactError:
-            refused += 1
-    assert refused > 80
-
-
-def test_file_of_two_gigabytes(tmp_path: Path) -> None:
-    path = tmp_path / "large.onnx"
-    with path.open("wb") as file:
-        file.truncate(2 << 30)  # a hole: it takes no space on the disk
-    with bounded(), pytest.raises(ArtifactError, match="2,147,483,648 bytes; an artifact has at most 2,147,483,647"):
-        read_artifact(path)
-
-
-def test_what_is_not_a_regular_file(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path, tmp_path / "absent", Path("a\0b")):
-        with bounded(), pytest.raises(ArtifactError, match="cannot read"):
-            read_artifact(path)
-
-
-def test_file_of_many_fields(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bounds are lowered in these two tests: under test every field costs a type check."""
-    monkeypatch.setattr(artifact_module, "MAX_MODEL_FIELDS", 20)
-    read_artifact(golden())
-    with bounded(), pytest.raises(ArtifactError, match="more fields"):
-        read_artifact(golden() + b"".join(entry(f"{i}", "") for i in range(20)))
-
-
-def test_graph_of_many_fields(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph_check, "MAX_GRAPH_FIELDS", 1000)
-    read_artifact(golden())
-    for field in (encoded(1, b"") * 1000, encoded(1, encoded(5, b"") * 1000), encoded(5, b"\x08\x01" * 1000)):
-        model = onnx.load_model_from_string(golden_model())
-        graph = model.graph.SerializeToString() + field
-        model.ClearField("graph")
-        with bounded(), pytest.raises(ArtifactError, match="more than 1,000 fields"):
-            read_artifact(sealed(model=model.SerializeToString() + encoded(7, graph)))
-
-
-def test_class_names_are_never_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    classes = ("../../etc/passwd", "C:\\a")
-    assert read_artifact(written(changed("classes", list(classes)))).contract.classes == classes
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_probe_that_inflates() -> None:
-    """The header is honest, the data is not: no more than the picture's own rows are decoded."""
-    preprocessing = golden_contract().preprocessing
-    bomb = png(2, 2, data=b"\0\x01\x02\0\x03\x04" + bytes(100_000_000))
-    with bounded():
-        frame = decode_png(bomb, preprocessing)
-    np.testing.assert_array_equal(frame[..., 0], [[1, 2], [3, 4]])
-    damaged = bytearray(base64.b64decode(png(2, 2)))
-    damaged[45] ^= 0xFF
-    with pytest.raises(ArtifactError, match="cannot be decoded"):
-        decode_png(base64.b64encode(damaged).decode(), preprocessing)
 
 
 def test_schema_accepts_real_contracts(artifact: bytes) -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     contract, _ = read_by_the_book(artifact)
     VALIDATOR.validate(contract)
-
-
-WRONG: list[Any] = [None, True, -1, 1.5, 2**53, "AAAAAAAA", "\x1b[2J", []]
-
-
-def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    yield path
-    for key in value if isinstance(value, dict) else range(len(value[:2])) if isinstance(value, list) else ():
-        yield from places(value[key], (*path, key))
-
-
-def mutations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Replace every field by wrong values, remove it, and give it an unknown neighbour."""
-    for path in places(document):
-        for wrong in (*WRONG, "removed", "added"):
-            mutated = {"root": copy.deepcopy(document)}
-            target: Any = mutated
-            last: str | int = "root"
-            for key in path:
-                target, last = target[last], key
-            if wrong == "added" and isinstance(target[last], dict):
-                target[last]["note"] = "x"
-            elif wrong == "removed" and isinstance(target, dict):
-                del target[last]
-            elif wrong not in ("added", "removed"):
-                target[last] = wrong
-            if "root" in mutated and mutated["root"] != document:
-                yield ".".join(part for part in path if isinstance(part, str)), mutated["root"]
-
-
-def test_schema_refuses_what_the_reader_refuses() -> None:
-    document, _ = read_by_the_book(golden())
-    refused, reader_alone, schema_alone = 0, set(), set()
-    for where, mutated in mutations(document):
-        valid = VALIDATOR.is_valid(mutated)
-        try:
-            contract_from_json(canonical(mutated))
-            schema_alone |= set() if valid else {where}
-        except ArtifactError:
-            refused += 1
-            reader_alone |= {where} if valid else set()
-    assert refused > 500
-    assert reader_alone == {"calibration.quantiles", "calibration.scores"}  # a schema knows neither order nor counts
-    assert schema_alone == {"classifier.opset", "digests", "digests.contract", "digests.graph"}  # read_artifact checks
-
-
-def test_every_attack_is_on_the_page_and_has_a_test() -> None:
-    rows = table("attack", "the reader", "test")
-    named = [name for row in rows for name in re.findall(r"test_\w+(?:\[[\w-]+\])?", row[2])]
-    parametrised = {f"test_attack[{name}]" for name in ATTACKS}
-    plain = {name for name, value in globals().items() if name.startswith("test_") and callable(value)}
-    assert set(named) <= parametrised | plain
-    assert parametrised <= set(named)
-    assert len(named) == len(set(named))
-    assert all(row[0] and row[1] for row in rows)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from grood_edge.arrays import Frames, InputFrame
 from grood_edge.artifact import read_artifact
-from grood_edge.contract import Contract, Probe
+from grood_edge.contract import Contract, Probe, encode_scores
 from grood_edge.contract_reader import MAX_PROBE_CHARACTERS, MAX_PROBES
 from grood_edge.demo.images import DemoImages
 from grood_edge.errors import ArtifactError, VerificationError
@@ -29,6 +29,7 @@ from grood_edge.probes import (
     synthetic_frames,
 )
 from grood_edge.runtime import Session, open_session
+from grood_edge.scoring import nearest_rows
 from grood_edge.stored_head import head_from_model
 
 
@@ -55,6 +56,21 @@ def replace_probe(contract: Contract, index: int, **changes: Any) -> Contract:
     probes = list(contract.probes)
     probes[index] = dataclasses.replace(probes[index], **changes)
     return dataclasses.replace(contract, probes=tuple(probes))
+
+
+def calibrated_by(contract: Contract, *groups: np.ndarray) -> Contract:
+    """Return the contract with other calibration scores, rank 1: one group, or one a class."""
+    arrays = tuple(np.asarray(group, np.float32) for group in groups)
+    per_class = len(arrays) > 1
+    calibration = dataclasses.replace(
+        contract.calibration,
+        n=sum(array.size for array in arrays),
+        k=1,
+        class_sizes=tuple(array.size for array in arrays) if per_class else (),
+        class_ranks=(1,) * len(arrays) if per_class else (),
+        scores=encode_scores(arrays),
+    )
+    return dataclasses.replace(contract, calibration=calibration)
 
 
 class Altered:
@@ -157,9 +173,8 @@ class TestReplay:
 
 
 class TestMake:
-    def make(self, frames: Any, session: Session, rank: int | None = None) -> tuple[Probe, ...]:
-        scores = session.contract.calibration.sorted_scores()
-        return make_probes(frames, session.backend.run, scores, rank or session.contract.calibration.k)
+    def make(self, frames: Any, session: Session) -> tuple[Probe, ...]:
+        return make_probes(frames, session.backend.run, session.contract)
 
     def test_they_record_what_the_graph_answers(
         self, session: Session, contract: Contract, real_frames: list[tuple[str, InputFrame]]
@@ -176,7 +191,7 @@ class TestMake:
         assert replay_probes(dataclasses.replace(contract, probes=probes), session.backend.run, "cpu").passed
 
     def test_frames_close_to_the_threshold_are_dropped(
-        self, session: Session, real_frames: list[tuple[str, InputFrame]]
+        self, session: Session, contract: Contract, real_frames: list[tuple[str, InputFrame]]
     ) -> None:
         """Put the threshold exactly on a frame's score: that frame goes, and the others stay."""
         all_names = [probe.name for probe in self.make(real_frames[:8], session)]
@@ -186,8 +201,22 @@ class TestMake:
             score = session.backend.run(frames[name][None]).ood_score
             for offset, dropped in [(0.0, True), (0.9 * MARGIN, True), (-0.9 * MARGIN, True), (1.5 * MARGIN, False)]:
                 scores = (score + np.float32(offset)).astype(np.float32)
-                kept = [p.name for p in make_probes(real_frames[:8], session.backend.run, scores, 1)]
+                other = calibrated_by(contract, scores)
+                kept = [p.name for p in make_probes(real_frames[:8], session.backend.run, other)]
                 assert (name not in kept) == dropped
+
+    def test_the_threshold_is_that_of_the_predicted_class(
+        self, session: Session, contract: Contract, real_frames: list[tuple[str, InputFrame]]
+    ) -> None:
+        """On its own class's threshold a frame goes; on that of all other classes it stays."""
+        name, frame = next((n, f) for n, f in real_frames if n in {p.name for p in self.make(real_frames[:8], session)})
+        outputs = session.backend.run(frame[None])
+        own, score = int(outputs.class_id[0]), float(outputs.ood_score[0])
+        for on_own in (True, False):
+            groups = [np.array([score if (c == own) == on_own else 1e6]) for c in range(7)]
+            other = calibrated_by(contract, *groups)
+            kept = [p.name for p in make_probes(real_frames[:8], session.backend.run, other)]
+            assert (name in kept) != on_own
 
     def test_frames_between_two_classes_are_dropped(
         self, session: Session, real_frames: list[tuple[str, InputFrame]]
@@ -196,31 +225,32 @@ class TestMake:
             best = logits.max(axis=1, keepdims=True)
             return np.where(logits == np.sort(logits)[:, -2:-1], best - np.float32(0.5 * MARGIN), logits)
 
-        scores = session.contract.calibration.sorted_scores()
         with pytest.raises(VerificationError, match="no probe frame is decided clearly enough"):
-            make_probes(real_frames[:8], Altered(session, logits=tie), scores, 5)
+            make_probes(real_frames[:8], Altered(session, logits=tie), session.contract)
 
     def test_frames_that_are_not_valid_are_dropped(
         self, session: Session, real_frames: list[tuple[str, InputFrame]]
     ) -> None:
         run = Altered(session, valid=np.zeros_like)
         with pytest.raises(VerificationError, match="give some clear images with --probes DIR"):
-            make_probes(real_frames[:8], run, session.contract.calibration.sorted_scores(), 5)
+            make_probes(real_frames[:8], run, session.contract)
 
-    def test_bank_images_are_dropped(self, session: Session, digits: DemoImages, artifact_path: Path) -> None:
+    def test_frames_on_bank_rows_are_dropped(self, session: Session, digits: DemoImages, artifact_path: Path) -> None:
         """At the floor of S float32 carries no score: verification would fail on every other correct device."""
+        p, run = session.contract.preprocessing, session.backend.run
+        paths = find_images(digits.train)[::60]
+        images = [(f"bank {i}", preprocess_frame(load_image(path), p)) for i, path in enumerate(paths)]
         head = head_from_model(artifact_path.read_bytes())
-        p = session.contract.preprocessing
-        bank = [
-            (f"bank {i}", preprocess_frame(load_image(path), p))
-            for i, path in enumerate(find_images(digits.train)[::60])
-        ]
+        features = run(np.stack([frame for _, frame in images])).features.astype(np.float64)
+        bank = dataclasses.replace(head, bank=features, ood_heads=tuple(
+            dataclasses.replace(h, bank_log_s=n.log_s) for h, n in zip(
+                head.ood_heads, nearest_rows(features, head), strict=True)
+        ))  # fmt: skip
         synthetic = synthetic_frames(p)
-        scores, rank = session.contract.calibration.sorted_scores(), session.contract.calibration.k
-        probes = make_probes(bank + synthetic, session.backend.run, scores, rank, head)
-        assert not any(probe.name.startswith("bank") for probe in probes)
-        assert [p.name for p in probes] == [p.name for p in make_probes(synthetic, session.backend.run, scores, rank)]
-        assert any(p.name.startswith("bank") for p in make_probes(bank, session.backend.run, scores, rank))
+        names = [p.name for p in make_probes(images + synthetic, run, session.contract, bank)]
+        assert not any(name.startswith("bank") for name in names)
+        assert names == [p.name for p in make_probes(synthetic, run, session.contract, bank)]
+        assert any(p.name.startswith("bank") for p in make_probes(images, run, session.contract))
 
     def test_no_frames(self, session: Session) -> None:
         with pytest.raises(VerificationError):
@@ -236,7 +266,7 @@ class TestMake:
         noise = [(f"noise {i}", rng.integers(0, 256, (300, 300, 1), dtype=np.uint8)) for i in range(8)]
         flat = [("flat", np.zeros((300, 300, 1), np.uint8))]
         outputs = session.backend.run(np.zeros((1, 32, 32, 1), np.uint8))
-        probes = make_probes(noise + flat, lambda _: outputs, np.array([1e6], np.float32), 1)
+        probes = make_probes(noise + flat, lambda _: outputs, calibrated_by(contract, np.array([1e6])))
         assert [probe.name for probe in probes] == ["noise 0", "noise 1", "noise 2", "noise 3", "flat"]
         assert sum(len(probe.png) for probe in probes) <= MAX_PROBE_CHARACTERS == 512 * 1024
 

@@ -1,19 +1,35 @@
 """The equation three times: torch autograd on the literal definition, NumPy's closed form, and the ONNX head."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, ValueInfoProto, helper
 
 from grood_edge.arrays import Bank, Features, Features64, Prototypes, Scores64, Vector64
+from grood_edge.conformal import DecisionRule
 from grood_edge.export.graph import attach_head
 from grood_edge.export.normal_form import IR_VERSION
+from grood_edge.export.score_map import fitted_map
 from grood_edge.onnx_proto import OPSET
 from grood_edge.ort import OrtModel, open_ort
-from grood_edge.scoring import Head, OodHead, gradients, nearest_gap, ood_scores
-from grood_edge.stored_head import head_from_model, head_model
+from grood_edge.scoring import (
+    IDENTITY,
+    BankDtype,
+    Head,
+    OodHead,
+    ScoreMap,
+    SeenBank,
+    class_distances,
+    nearest_gap,
+    nearest_rows,
+    ood_scores,
+)
+from grood_edge.stored_head import head_from_model, head_model, rounded_rows
 
 CLOSED_FORM_TOLERANCE = 1e-9  # both float64; what is lost is the cancellation in ||g - g_i||
 HEAD_TOLERANCE = 2e-4  # float32 head against float64, where E = S^2 / max(s, s_i)^2 > MIN_GAP (method, section 3)
@@ -33,9 +49,38 @@ class Case:
     prototypes: Prototypes
     ood_prototype: Vector64
 
-    def head(self) -> Head:
-        g = gradients(self.fit.astype(np.float64), self.prototypes, self.ood_prototype)
-        return Head(self.prototypes, (OodHead(self.ood_prototype, g.u, g.log_s),))
+    def head(self, kind: str = "float32") -> Head:
+        """The head with one OOD prototype over float32 or int8 rows, with `three` of them and maps, or with no bank."""
+        bank = self.fit.astype(np.float64)
+        if kind == "no bank":
+            return head_over(self.prototypes, bank[:0], (self.ood_prototype,))
+        if kind in ("float32", "int8"):
+            return head_over(self.prototypes, bank, (self.ood_prototype,), kind)  # type: ignore[arg-type]
+        mixed = 0.5 * (self.prototypes[:-1] + self.prototypes[1:]).mean(axis=0) + 0.25 * self.prototypes[0]
+        prototypes = (self.ood_prototype, mixed, np.zeros(DIMENSION))
+        scores = nearest_rows(self.scored[:40].astype(np.float64), head_over(self.prototypes, bank, prototypes, "int8"))
+        maps = tuple(fitted_map(nearest.score) for nearest in scores)
+        assert all(score_map.knots.size > 5 for score_map in maps)
+        return head_over(self.prototypes, bank, prototypes, "int8", maps)
+
+
+KINDS = ("float32", "int8", "three", "no bank")
+
+
+def head_over(
+    prototypes: Prototypes,
+    bank: Bank,
+    ood_prototypes: tuple[Vector64, ...],
+    dtype: BankDtype = "float32",
+    maps: tuple[ScoreMap, ...] = (),
+) -> Head:
+    """Look at the bank from every OOD prototype."""
+    rows = rounded_rows(bank, prototypes, dtype) if len(bank) else bank
+    alone = Head(prototypes, bank[:0], tuple(OodHead(p, np.zeros(0)) for p in ood_prototypes))
+    seen = nearest_rows(rows, alone)
+    maps = maps or (IDENTITY,) * len(ood_prototypes)
+    heads = (OodHead(p, n.log_s[: len(rows)], t) for p, n, t in zip(ood_prototypes, seen, maps, strict=True))
+    return Head(prototypes, rows, tuple(heads), dtype)
 
 
 def make_case(norm: float, classes: int) -> Case:
@@ -79,9 +124,9 @@ def literal_log_s(samples: Bank, bank: Bank) -> Scores64:
     return scores
 
 
-def onnx_head(head: Head, scores: np.ndarray | None = None, rank: int = 1, classes: int = 10) -> bytes:
-    """Build the head of the export with `features` and `logits` as inputs."""
-    shapes = {"logits": classes, "features": head.prototypes.shape[1]}
+def onnx_head(head: Head, scores: np.ndarray | None = None, space: str = "features") -> bytes:
+    """Build the head of the export with `features` and `logits` as inputs; rank 1 of the scores decides."""
+    shapes = {"logits": 10, "features": 10} | {space: head.prototypes.shape[1]}
 
     def values(prefix: str) -> list[ValueInfoProto]:
         return [helper.make_tensor_value_info(prefix + n, TensorProto.FLOAT, ["N", s]) for n, s in shapes.items()]
@@ -90,16 +135,15 @@ def onnx_head(head: Head, scores: np.ndarray | None = None, rank: int = 1, class
     graph = helper.make_graph(nodes, "base", values("in_"), values(""))
     base = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     calibration = np.zeros(1, np.float32) if scores is None else np.sort(scores).astype(np.float32)
-    return head_model(attach_head(base, head, calibration, rank).SerializeToString())
+    rule = DecisionRule((calibration,), (1,), np.zeros(shapes["logits"], np.int32))
+    return head_model(attach_head(base, head, space, rule).SerializeToString())
 
 
-def run_head(model: OrtModel, features: Features, batch: int = 0) -> dict[str, np.ndarray]:
-    logits = np.zeros((len(features), model.inputs["logits"][1]), np.float32)
-    step = batch or len(features)
-    runs = [
-        model.run({"features": features[i : i + step], "logits": logits[i : i + step]})
-        for i in range(0, len(features), step)
-    ]
+def run_head(model: OrtModel, rows: Features, batch: int = 0, space: str = "features") -> dict[str, np.ndarray]:
+    other = "logits" if space == "features" else "features"
+    step, shape = batch or len(rows), (len(rows), int(model.inputs[other][1]))
+    feeds = {space: rows, other: np.zeros(shape, np.float32)}
+    runs = [model.run({name: array[i : i + step] for name, array in feeds.items()}) for i in range(0, len(rows), step)]
     return {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
 
 
@@ -114,16 +158,59 @@ def test_autograd_numpy_and_onnx_agree(norm: float, classes: int) -> None:
     literal = literal_log_s(samples, bank)
     closed = ood_scores(scored, case.head())
     np.testing.assert_allclose(np.exp(closed - literal), 1.0, rtol=0, atol=CLOSED_FORM_TOLERANCE)
-
-    stored = onnx_head(case.head())
-    definition = head_from_model(stored)
-    expected, comparable = ood_scores(scored, definition), nearest_gap(scored, definition) > MIN_GAP
-    assert comparable.mean() > 0.9
-    actual = run_head(open_ort(stored), case.scored)
-    assert actual["valid"].all()
-    np.testing.assert_allclose(actual["ood_score"][comparable], expected[comparable], rtol=0, atol=HEAD_TOLERANCE)
+    actual, _, comparable = head_and_definition(case.head(), case.scored)
     # Storing prototypes and bank as float32 moves the score as well: that much and no more.
     np.testing.assert_allclose(actual["ood_score"][comparable], literal[comparable], rtol=0, atol=2 * HEAD_TOLERANCE)
+
+
+def head_and_definition(
+    head: Head, rows: Features, batch: int = 0, space: str = "features"
+) -> tuple[dict[str, np.ndarray], Scores64, np.ndarray]:
+    """Hold the ONNX head against the definition on what the file stores, where float32 carries a score."""
+    stored = onnx_head(head, space=space)
+    definition, rows64 = head_from_model(stored), rows.astype(np.float64)
+    expected, comparable = ood_scores(rows64, definition), nearest_gap(rows64, definition) > MIN_GAP
+    actual = run_head(open_ort(stored), rows, batch, space)
+    assert comparable.mean() > 0.9
+    assert actual["valid"].all()
+    np.testing.assert_allclose(actual["ood_score"][comparable], expected[comparable], rtol=0, atol=HEAD_TOLERANCE)
+    return actual, expected, comparable
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("classes", CLASS_COUNTS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_every_kind_of_head_is_its_definition(norm: float, classes: int, kind: str) -> None:
+    case = make_case(norm, classes)
+    actual, _, _ = head_and_definition(case.head(kind), case.scored)
+    known, strange = actual["ood_score"][:40], actual["ood_score"][40:]
+    assert np.median(known) < np.median(strange)
+
+
+@pytest.mark.parametrize("batch", [0, 1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_head_that_reads_logits(kind: str, batch: int) -> None:
+    """The same head over the logits: what stands in `features` has no part in the score, but in `valid`."""
+    case = make_case(80.0, 10)
+    actual, _, _ = head_and_definition(case.head(kind), case.scored, batch, space="logits")
+    assert actual["class_id"].tolist() == case.scored.argmax(axis=1).tolist()
+    model = open_ort(onnx_head(case.head(kind), space="logits"))
+    features = np.random.default_rng(0).standard_normal((80, 10)).astype(np.float32)
+    features[3, 1] = np.nan
+    found = model.run({"features": features, "logits": case.scored})
+    assert found["valid"].tolist() == [row != 3 for row in range(80)]
+    np.testing.assert_array_equal(
+        np.delete(found["ood_score"], 3), np.delete(run_head(model, case.scored, 0, "logits")["ood_score"], 3)
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_head_does_not_depend_on_the_batch(kind: str, batch: int) -> None:
+    case = make_case(80.0, 10)
+    whole, _, comparable = head_and_definition(case.head(kind), case.scored)
+    parts, _, _ = head_and_definition(case.head(kind), case.scored, batch)
+    np.testing.assert_allclose(parts["ood_score"][comparable], whole["ood_score"][comparable], atol=HEAD_TOLERANCE)
 
 
 def test_the_predicted_class_does_not_enter_the_gradient() -> None:
@@ -144,7 +231,7 @@ def test_the_predicted_class_does_not_enter_the_gradient() -> None:
 def test_scores_survive_where_s_underflows_float32() -> None:
     case = make_case(500.0, 10)
     head = case.head()
-    log_s = gradients(case.scored.astype(np.float64), case.prototypes, case.ood_prototype).log_s
+    log_s = nearest_rows(case.scored.astype(np.float64), head)[0].log_s
     assert (np.exp(log_s.astype(np.float32)) == 0).mean() > 0.3  # the hazard is there: a literal port would tie at 0
     scores = run_head(open_ort(onnx_head(head)), case.scored)["ood_score"]
     assert np.isfinite(scores).all()
@@ -154,32 +241,33 @@ def test_scores_survive_where_s_underflows_float32() -> None:
     assert strange.min() > known.max()
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("offset", [0.0, 1e-9])
-def test_a_frame_on_the_ood_prototype_is_ood(norm: float, offset: float) -> None:
+def test_a_frame_on_an_ood_prototype_is_ood(norm: float, offset: float, kind: str) -> None:
     case = make_case(norm, 10)
-    head = case.head()
+    head = case.head(kind)
     id_scores = ood_scores(case.scored[:40].astype(np.float64), head)
-    on_prototype = (case.ood_prototype + offset)[None]
-    assert ood_scores(on_prototype, head)[0] > id_scores.max()
+    on_prototypes = np.stack([ood_head.prototype for ood_head in head.ood_heads]) + offset
+    assert ood_scores(on_prototypes, head).min() > id_scores.max()
 
     # The zero gradient of the literal definition is the hazard: with s near 0 in the bank it reads as "most ID".
-    model = open_ort(onnx_head(head, id_scores.astype(np.float32), rank=1))
-    outputs = run_head(model, on_prototype.astype(np.float32))
-    assert outputs["valid"][0]
-    assert outputs["is_ood"][0]
-    assert outputs["p_value"][0] == pytest.approx(1 / 41)
+    model = open_ort(onnx_head(head, id_scores.astype(np.float32)))
+    outputs = run_head(model, on_prototypes.astype(np.float32))
+    assert outputs["valid"].all()
+    assert outputs["is_ood"].all()
+    np.testing.assert_allclose(outputs["p_value"], 1 / 41, rtol=1e-6)
 
 
-def test_a_dead_frame_on_the_origin_as_ood_prototype_is_ood() -> None:
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_a_dead_frame_on_the_origin_as_ood_prototype_is_ood(dtype: BankDtype) -> None:
     """h - p_ood is exactly 0 in float32 as well: a black frame after a ReLU, and the origin as prototype."""
     case = make_case(80.0, 10)
-    origin = np.zeros(DIMENSION)
-    head = Case(case.fit, case.scored, case.prototypes, origin).head()
+    origin, dead = np.zeros(DIMENSION), np.zeros((1, DIMENSION))
+    head = head_over(case.prototypes, case.fit.astype(np.float64), (origin,), dtype)
     id_scores = ood_scores(case.scored[:40].astype(np.float64), head)
-    dead = np.zeros((1, DIMENSION))
-    assert gradients(dead, case.prototypes, origin).u.max() == 0
-    outputs = run_head(open_ort(onnx_head(head, id_scores.astype(np.float32), rank=1)), dead.astype(np.float32))
+    assert np.abs(SeenBank.of(head.bank, origin).cosine(dead, dead @ head.bank.T)).max() == 0
+    outputs = run_head(open_ort(onnx_head(head, id_scores.astype(np.float32))), dead.astype(np.float32))
     assert outputs["valid"][0]
     assert outputs["is_ood"][0]
     assert outputs["ood_score"][0] == pytest.approx(ood_scores(dead, head)[0], abs=HEAD_TOLERANCE)
@@ -196,26 +284,17 @@ def test_bank_rows_score_at_the_floor() -> None:
     """Which is why calibration images must not be bank images, and probes neither."""
     case = make_case(5.0, 10)
     head = case.head()
-    floor = head.only().bank_log_s + 0.5 * np.log(1e-12)
+    floor = head.ood_heads[0].bank_log_s + 0.5 * np.log(1e-12)
     on_bank = ood_scores(case.fit.astype(np.float64), head)
     np.testing.assert_allclose(on_bank, floor, atol=1e-2)
     assert on_bank.max() < ood_scores(case.scored.astype(np.float64), head).min() - 5
     np.testing.assert_array_less(nearest_gap(case.fit.astype(np.float64), head), 1e-11)
 
 
-@pytest.mark.parametrize("batch", [1, 2, 3])
-def test_head_does_not_depend_on_the_batch(batch: int) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_huge_finite_features_are_valid_or_flagged_but_never_nan(kind: str) -> None:
     case = make_case(80.0, 10)
-    head = case.head()
-    model = open_ort(onnx_head(head))
-    whole, parts = run_head(model, case.scored), run_head(model, case.scored, batch)
-    comparable = nearest_gap(case.scored.astype(np.float64), head) > MIN_GAP
-    np.testing.assert_allclose(parts["ood_score"][comparable], whole["ood_score"][comparable], atol=HEAD_TOLERANCE)
-
-
-def test_huge_finite_features_are_valid_or_flagged_but_never_nan() -> None:
-    case = make_case(80.0, 10)
-    model = open_ort(onnx_head(case.head()))
+    model = open_ort(onnx_head(case.head(kind)))
     features = np.stack([case.scored[0] / np.abs(case.scored[0]).max() * np.float32(10.0**e) for e in range(39)])
     outputs = run_head(model, features)
     assert np.isfinite(outputs["ood_score"]).all()
@@ -232,3 +311,91 @@ def test_more_rows_than_one_block_and_none_at_all() -> None:
     np.testing.assert_allclose(ood_scores(rows, head), np.tile(ood_scores(rows[:80], head), 20), rtol=1e-9)
     assert nearest_gap(rows, head).shape == (1600,)
     assert ood_scores(rows[:0], head).shape == nearest_gap(rows[:0], head).shape == (0,)
+
+
+class TestNearestRows:
+    def test_row_and_score_against_every_row_in_turn(self) -> None:
+        """The nearest row is the one whose bank, alone, gives the score of the whole bank."""
+        case = make_case(80.0, 4)
+        head, scored = case.head("three"), case.scored.astype(np.float64)
+        bare = [OodHead(h.prototype, h.bank_log_s) for h in head.ood_heads]
+        for index, (ood_head, nearest) in enumerate(zip(bare, nearest_rows(scored, head), strict=True)):
+            # From every row alone the least distance would change with it, so that a pair stands in: the row twice.
+            for sample in (0, 17, 60):
+                row = int(nearest.row[sample])
+                alone = Head(
+                    case.prototypes,
+                    head.bank[[row, row]],
+                    (OodHead(ood_head.prototype, ood_head.bank_log_s[[row, row]]),),
+                )
+                one = nearest_rows(scored[sample : sample + 1], alone)[0]
+                np.testing.assert_allclose(one.score, nearest.score[sample], atol=1e-9)
+                np.testing.assert_allclose(one.gap, nearest.gap[sample], rtol=1e-6)
+                np.testing.assert_allclose(one.log_s, nearest.log_s[sample])
+            assert len(np.unique(nearest.row)) > 10, index
+
+    def test_bank_images_find_themselves(self) -> None:
+        case = make_case(80.0, 10)
+        fit = case.fit.astype(np.float64)
+        for nearest in nearest_rows(fit, case.head()):
+            np.testing.assert_array_equal(nearest.row, np.arange(len(fit)))
+
+    def test_without_a_bank_the_score_is_log_s(self) -> None:
+        case = make_case(80.0, 10)
+        (nearest,) = nearest_rows(case.scored.astype(np.float64), case.head("no bank"))
+        np.testing.assert_array_equal(nearest.score, nearest.log_s)
+        assert (nearest.row == -1).all()
+        assert (nearest.gap == 1).all()
+        distances = class_distances(case.scored.astype(np.float64), case.prototypes)
+        ood_distance = np.linalg.norm(case.scored - case.ood_prototype, axis=1)
+        s = np.exp(-ood_distance) / (np.exp(-ood_distance) + np.exp(-distances).sum(axis=1))
+        representable = s > 1e-300
+        np.testing.assert_allclose(nearest.log_s[representable], np.log(s[representable]), rtol=1e-9)
+
+    def test_gap_is_the_smallest_over_the_heads(self) -> None:
+        case = make_case(80.0, 10)
+        scored, head = case.scored.astype(np.float64), case.head("three")
+        gaps = np.stack([nearest.gap for nearest in nearest_rows(scored, head)])
+        np.testing.assert_array_equal(nearest_gap(scored, head), gaps.min(axis=0))
+        assert (gaps.argmin(axis=0) != 0).any()
+
+
+class TestScoreMap:
+    T = ScoreMap(0.5, 1.0, np.array([0.0, 2.0]), np.array([1.0, -1.5]))
+
+    def test_by_hand(self) -> None:
+        x = np.array([-3.0, 0.0, 1.0, 2.0, 4.0])
+        np.testing.assert_allclose(self.T(x), [-2.5, 0.5, 2.5, 4.5, 5.5])
+        np.testing.assert_allclose(self.T.slope_at(x + 1e-9), [1, 2, 2, 0.5, 0.5])
+        np.testing.assert_allclose(self.T.scaled(2.0)(x), 2 * self.T(x))
+        np.testing.assert_allclose(IDENTITY(x), x)
+
+    def test_several_heads_add_their_maps(self) -> None:
+        case = make_case(80.0, 10)
+        head, scored = case.head("three"), case.scored.astype(np.float64)
+        total = sum(h.score_map(n.score) for h, n in zip(head.ood_heads, nearest_rows(scored, head), strict=True))
+        np.testing.assert_allclose(ood_scores(scored, head), total)
+
+
+def test_int8_rows_are_multiplied_in_float32(tmp_path: Path) -> None:
+    """onnxruntime (1.32) turns DequantizeLinear + MatMul into MatMulNBits, which rounds h to 8 bits too: 5e-3."""
+    case = make_case(80.0, 10)
+    model = onnx.load_model_from_string(onnx_head(case.head("int8")))
+    model.graph.output.append(helper.make_tensor_value_info("grood/h_dot_b", TensorProto.FLOAT, ["N", 300]))
+    shown = model.SerializeToString()
+    rng = np.random.default_rng(0)
+    features = (rng.standard_normal((64, DIMENSION)) * 10.0 ** rng.uniform(-2, 2, (64, 1))).astype(np.float32)
+    head = head_from_model(shown)
+    center = head.prototypes.mean(axis=0).astype(np.float32)
+    exact = (features - center).astype(np.float64) @ (head.bank - center).T
+    for rows in (slice(None), slice(0, 1), slice(0, 2)):
+        products = run_head(open_ort(shown), features[rows])["grood/h_dot_b"]
+        error = np.abs(products - exact[rows]).max(axis=1) / np.abs(exact[rows]).max(axis=1)
+        assert error.max() < 1e-6
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(onnx_head(case.head("int8")), options)
+    operators = {node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node}
+    assert operators & {"Gemm", "FusedGemm"}
+    assert not operators & {"MatMulNBits", "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QGemm"}

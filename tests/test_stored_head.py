@@ -1,5 +1,6 @@
 """The head in the file against the onnx package and onnxruntime: read, replaced, cut out, and fed with NaN and Inf."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from onnx import TensorProto, checker, helper, numpy_helper
 
 from grood_edge import wire
 from grood_edge.artifact import read_artifact
+from grood_edge.conformal import DecisionRule
 from grood_edge.demo.images import DemoImages
 from grood_edge.errors import ArtifactError
 from grood_edge.graph_check import refuse_external_data
@@ -17,7 +19,7 @@ from grood_edge.images import find_images, load_image
 from grood_edge.ort import OrtModel, open_ort
 from grood_edge.outputs import Outputs
 from grood_edge.runtime import open_session
-from grood_edge.scoring import INVALID_SCORE, Head, OodHead, gradients, ood_scores
+from grood_edge.scoring import INVALID_SCORE, Head, OodHead, ScoreMap, SeenBank, nearest_rows, ood_scores
 from grood_edge.stored_head import (
     GROUP,
     calibration_tensors,
@@ -25,6 +27,9 @@ from grood_edge.stored_head import (
     head_model,
     head_tensors,
     model_with_tensors,
+    ood_names,
+    quantised,
+    rounded_rows,
 )
 
 DECISIONS = ["class_id", "ood_score", "p_value", "is_ood", "valid"]
@@ -52,53 +57,120 @@ def initializers(model: bytes) -> dict[str, np.ndarray]:
 
 
 def new_head(stored: bytes) -> Head:
-    """Return another head of the same shape."""
+    """Return another head of the same shape: other rows, other OOD prototypes, other maps with as many knots."""
     rng, old = np.random.default_rng(0), head_from_model(stored)
     prototypes = rng.standard_normal(old.prototypes.shape) * 5
-    g = gradients(rng.standard_normal(old.only().bank.shape) * 5, prototypes, prototypes.mean(axis=0))
-    return Head(prototypes, (OodHead(prototypes.mean(axis=0), g.u, g.log_s),))
+    around = prototypes[np.arange(len(old.bank)) % 7] + rng.standard_normal(old.bank.shape)
+    bank = rounded_rows(around, prototypes, old.bank_dtype)
+    ood_heads = []
+    for index, ood_head in enumerate(old.ood_heads):
+        prototype = prototypes.mean(axis=0) + index * rng.standard_normal(bank.shape[1])
+        alone = Head(prototypes, np.zeros((0, bank.shape[1])), (OodHead(prototype, np.zeros(0)),))
+        knots = ood_head.score_map.knots.size
+        score_map = ScoreMap(0.25, 0.5, np.linspace(-20, 0, knots), np.full(knots, 0.5 / knots))
+        ood_heads.append(OodHead(prototype, nearest_rows(bank, alone)[0].log_s, score_map))
+    return Head(prototypes, bank, tuple(ood_heads), old.bank_dtype)
+
+
+def one_group(scores: np.ndarray, rank: int, classes: int = 7) -> DecisionRule:
+    return DecisionRule((np.sort(scores).astype(np.float32),), (rank,), np.zeros(classes, np.int32))
 
 
 def test_stored_values_are_those_that_onnx_reads(stored: bytes) -> None:
     tensors, head = initializers(stored), head_from_model(stored)
     center = tensors["grood/center"].astype(np.float64)
     np.testing.assert_array_equal(head.prototypes, tensors["grood/prototypes_t"].T.astype(np.float64) + center)
-    np.testing.assert_array_equal(head.only().prototype, tensors["grood/ood_prototype.0"].astype(np.float64) + center)
-    np.testing.assert_array_equal(head.only().bank, tensors["grood/bank_t.0"].T)
-    np.testing.assert_array_equal(head.only().bank_log_s, tensors["grood/bank_log_s.0"])
-    np.testing.assert_allclose(np.linalg.norm(head.only().bank, axis=1), 1, atol=1e-6)
+    rows = tensors["grood/bank"].astype(np.float32) * tensors["grood/bank_scale"][:, None]
+    np.testing.assert_array_equal(head.bank, rows.astype(np.float64) + center)
+    assert (len(head.ood_heads), head.bank_dtype) == (3, "int8")
+    for index, ood_head in enumerate(head.ood_heads):
+        stored_prototype = tensors[f"grood/ood_prototype.{index}"].astype(np.float64)
+        np.testing.assert_array_equal(ood_head.prototype, stored_prototype + center)
+        np.testing.assert_array_equal(ood_head.bank_log_s, tensors[f"grood/bank_log_s.{index}"])
+        np.testing.assert_array_equal(ood_head.score_map.knots, tensors[f"grood/map_knots.{index}"])
+        np.testing.assert_array_equal(ood_head.score_map.weights, tensors[f"grood/map_weights.{index}"])
+        assert ood_head.score_map.bias == tensors[f"grood/map_bias.{index}"]
+        assert ood_head.score_map.slope == tensors[f"grood/map_slope.{index}"]
 
 
-def test_the_head_is_float32_throughout(stored: bytes) -> None:
+def test_what_is_stored_beside_the_rows_follows_from_them(stored: bytes) -> None:
+    """Lengths, offsets and the least distance are there for the graph; a reader of the head computes them itself."""
+    tensors, head = initializers(stored), head_from_model(stored)
+    center = tensors["grood/center"].astype(np.float64)
+    for index, ood_head in enumerate(head.ood_heads):
+        seen, names = SeenBank.of(head.bank - center, ood_head.prototype - center), ood_names(index)
+        np.testing.assert_allclose(1 / tensors[names.bank_inverse_length], seen.lengths, rtol=1e-6)
+        np.testing.assert_allclose(tensors[names.bank_offset], seen.offset, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(tensors[names.least_distance], seen.least, rtol=1e-6)
+
+
+def test_dtypes_of_the_head(stored: bytes) -> None:
+    """Float32, but for the rows of the bank, and integers that count or index."""
     kinds = {name: array.dtype for name, array in initializers(stored).items() if name.startswith(GROUP)}
-    assert len(kinds) > 10
     others = {name: kind for name, kind in kinds.items() if kind != np.float32}
-    assert others == {"grood/axis": np.int64, "grood/rank": np.int32}
+    counting = dict.fromkeys(("grood/calibration_groups", "grood/group_of_class", "grood/rank"), np.int32)
+    assert others == {"grood/axis": np.int64, "grood/bank": np.int8, **counting}
+    assert len(kinds) > 40
 
 
 def test_round_trip_through_the_file(stored: bytes) -> None:
     head = new_head(stored)
     read = head_from_model(model_with_tensors(stored, head_tensors(head)))
     np.testing.assert_allclose(read.prototypes, head.prototypes, rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(read.only().prototype, head.only().prototype, rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(read.only().bank, head.only().bank, rtol=1e-6, atol=1e-7)
-    np.testing.assert_allclose(read.only().bank_log_s, head.only().bank_log_s, rtol=1e-6)
+    np.testing.assert_allclose(read.bank, head.bank, rtol=1e-6, atol=1e-6)
+    for found, expected in zip(read.ood_heads, head.ood_heads, strict=True):
+        np.testing.assert_allclose(found.prototype, expected.prototype, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(found.bank_log_s, expected.bank_log_s, rtol=1e-6)
+        np.testing.assert_allclose(found.score_map.knots, expected.score_map.knots, rtol=1e-6)
+        np.testing.assert_allclose(found.score_map.weights, expected.score_map.weights, rtol=1e-6)
+        assert (found.score_map.bias, found.score_map.slope) == (0.25, 0.5)
+    assert not np.allclose(read.prototypes, head_from_model(stored).prototypes)
+
+
+class TestQuantised:
+    def test_every_row_has_its_own_scale(self) -> None:
+        rows = np.random.default_rng(0).standard_normal((40, 64)).astype(np.float32)
+        rows *= np.float32(10.0) ** np.arange(-20, 20, dtype=np.float32)[:, None]
+        stored_rows, scale = quantised(rows)
+        assert (stored_rows.dtype.name, scale.dtype.name, scale.shape) == ("int8", "float32", (40,))
+        assert np.abs(stored_rows).max(axis=1).tolist() == [127] * 40  # symmetric: -128 is not used
+        error = np.abs(stored_rows * scale[:, None].astype(np.float64) - rows)
+        assert (error <= 0.5001 * scale[:, None]).all()
+
+    def test_a_row_of_zeros(self) -> None:
+        stored_rows, scale = quantised(np.zeros((2, 8), np.float32))
+        assert not stored_rows.any()
+        assert (scale > 0).all()  # and no division by zero
+
+    def test_rounding_is_what_the_file_does(self, stored: bytes) -> None:
+        """Fitting must see the rows as the device will see them; a second rounding changes nothing."""
+        head = head_from_model(stored)
+        rng = np.random.default_rng(0)
+        rows = rng.standard_normal(head.bank.shape) * 5 + head.prototypes.mean(axis=0)
+        rounded = rounded_rows(rows, head.prototypes, "int8")
+        read = head_from_model(model_with_tensors(stored, head_tensors(dataclasses.replace(head, bank=rows))))
+        np.testing.assert_allclose(read.bank, rounded, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(rounded_rows(rounded, head.prototypes, "int8"), rounded, rtol=1e-5, atol=1e-5)
+        assert np.abs(rounded - rows).max() > 1e-3
+        np.testing.assert_array_equal(rounded_rows(rows, head.prototypes, "float32"), rows)
 
 
 def test_replaced_initializers_equal_what_onnx_writes(stored: bytes) -> None:
-    tensors = head_tensors(new_head(stored)) | calibration_tensors(np.linspace(-3, 0, 77, dtype=np.float32), 5)
+    tensors = head_tensors(new_head(stored)) | calibration_tensors(one_group(np.linspace(-3, 0, 77), 5))
     ours = onnx.load_model_from_string(model_with_tensors(stored, tensors))
     theirs = onnx.load_model_from_string(stored)
     for tensor in theirs.graph.initializer:
         if tensor.name in tensors:
             tensor.CopyFrom(numpy_helper.from_array(tensors[tensor.name], tensor.name))
     assert ours == theirs
-    assert len(tensors) == 9
+    assert len(tensors) == 5 + 3 * 9 + 5
     checker.check_model(ours)
 
 
 def test_replacing_with_the_same_values_gives_the_same_bytes(stored: bytes) -> None:
-    tensors = {name: value for name, value in initializers(stored).items() if value.dtype in (np.float32, np.int32)}
+    tensors = {
+        name: value for name, value in initializers(stored).items() if value.dtype in (np.float32, np.int32, np.int8)
+    }
     same = {name: value for name, value in tensors.items() if name.startswith(GROUP)}
     assert model_with_tensors(stored, same) == stored
 
@@ -124,12 +196,15 @@ def test_head_alone_has_no_classifier(stored: bytes, head_alone: OrtModel) -> No
 
 
 def test_refitted_head_scores_like_its_definition(stored: bytes) -> None:
-    refitted = model_with_tensors(stored, head_tensors(new_head(stored)))
-    features = (np.random.default_rng(1).standard_normal((50, 64)) * 5).astype(np.float32)
+    head = new_head(stored)
+    refitted = model_with_tensors(stored, head_tensors(head))
+    noise = np.random.default_rng(1).standard_normal((50, 64))
+    features = (head.prototypes[np.arange(50) % 7] + np.linspace(0.2, 5, 50)[:, None] * noise).astype(np.float32)
     feeds = {"features": features, "logits": np.zeros((50, 7), np.float32)}
     scores = open_ort(head_model(refitted)).run(feeds)["ood_score"]
     expected = ood_scores(features.astype(np.float64), head_from_model(refitted))
     np.testing.assert_allclose(scores, expected, atol=2e-4)
+    assert np.ptp(expected) > 1
 
 
 BAD_VALUES = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
@@ -178,7 +253,7 @@ def test_threshold_itself_is_not_an_alarm_and_the_next_float_is(stored: bytes, o
     """Alarm above the k-th largest of n: put real scores in as calibration scores, and read the decisions back."""
     scores = np.sort(outputs.ood_score)
     k = 4
-    model = model_with_tensors(stored, calibration_tensors(scores, k))
+    model = model_with_tensors(stored, calibration_tensors(one_group(scores, k)))
     found = open_ort(head_model(model)).run({"features": outputs.features, "logits": outputs.logits})
     assert len(np.unique(scores)) == len(scores)
     np.testing.assert_array_equal(found["is_ood"], outputs.ood_score > scores[-k])
@@ -186,12 +261,52 @@ def test_threshold_itself_is_not_an_alarm_and_the_next_float_is(stored: bytes, o
     np.testing.assert_allclose(found["p_value"].min() * (len(scores) + 1), 2, rtol=1e-6)
 
 
+def test_each_class_counts_in_its_own_group(stored: bytes, outputs: Outputs) -> None:
+    """Per-class p-values: one group a class, of different sizes, with other ranks; against the rule in NumPy."""
+    by_class = [np.sort(outputs.ood_score[outputs.class_id == c]) for c in range(7)]
+    assert len({group.size for group in by_class}) > 1
+    rule = DecisionRule(tuple(by_class), tuple(range(1, 8)), np.arange(7, dtype=np.int32))
+    feeds = {"features": outputs.features, "logits": outputs.logits}
+    found = open_ort(head_model(model_with_tensors(stored, calibration_tensors(rule)))).run(feeds)
+    counts = rule.counts(outputs.ood_score, outputs.class_id)
+    sizes = np.array([group.size for group in by_class])[outputs.class_id]
+    np.testing.assert_array_equal(found["p_value"], (counts + 1).astype(np.float32) / (sizes + 1).astype(np.float32))
+    np.testing.assert_array_equal(found["is_ood"], rule.is_alarm(outputs.ood_score, outputs.class_id))
+    for c, group in enumerate(by_class):  # above the k-th largest of the class: k - 1 of its own scores
+        assert found["is_ood"][outputs.class_id == c].sum() == min(c, group.size)
+
+
+def test_a_group_may_hold_several_classes(stored: bytes, outputs: Outputs) -> None:
+    """The file says which group decides for which class; nothing in the graph takes one for the other."""
+    scores = np.sort(outputs.ood_score)
+    low, high = scores[: len(scores) // 2], scores[len(scores) // 2 :]
+    rule = DecisionRule((low, high), (1, high.size), np.array([0, 1, 0, 1, 0, 1, 0], np.int32))
+    feeds = {"features": outputs.features, "logits": outputs.logits}
+    found = open_ort(head_model(model_with_tensors(stored, calibration_tensors(rule)))).run(feeds)
+    even = outputs.class_id % 2 == 0
+    threshold = np.where(even, low[-1], high[0])
+    np.testing.assert_array_equal(found["is_ood"], outputs.ood_score > threshold)
+    np.testing.assert_array_equal(found["is_ood"], rule.is_alarm(outputs.ood_score, outputs.class_id))
+
+
 def test_missing_initializer_is_named(stored: bytes) -> None:
-    for name in ("grood/center", "grood/prototypes_t", "grood/ood_prototype.0", "grood/bank_t.0", "grood/bank_log_s.0"):
+    names = ("center", "prototypes_t", "bank_scale", "bank_log_s.0", "bank_log_s.2", "map_bias.1", "map_weights.2")
+    for name in ("grood/" + name for name in names):
         model = onnx.load_model_from_string(stored)
         model.graph.initializer.remove(next(t for t in model.graph.initializer if t.name == name))
         with pytest.raises(ArtifactError, match=f"{name}.*missing"):
             head_from_model(model.SerializeToString())
+
+
+def test_a_bank_without_rows_and_without_tensors(stored: bytes) -> None:
+    """No bank in the file means the score log s; the rows' own tensors are then not asked for."""
+    model = onnx.load_model_from_string(stored)
+    kept = [t for t in model.graph.initializer if "/bank" not in t.name and "/least_distance" not in t.name]
+    model.graph.ClearField("initializer")
+    model.graph.initializer.extend(kept)
+    head = head_from_model(model.SerializeToString())
+    assert head.bank.shape == (0, 64)
+    assert all(ood_head.bank_log_s.size == 0 for ood_head in head.ood_heads)
 
 
 def test_a_classifier_is_not_an_artifact() -> None:

@@ -17,7 +17,7 @@ from grood_edge.evaluate.metrics import aupr, auroc, auroc_interval, fpr95, rate
 from grood_edge.evaluate.passes import BATCH_IMAGES, ScoredSet, score_set
 from grood_edge.evaluate.promise import check_promise, sentence_of_missed
 from grood_edge.evaluate.results import BaselineResult, ClassResult, Evaluation, IdResult, OodResult, ShiftResult
-from grood_edge.evaluate.sets import FolderSet, id_set, missing_classes, ood_set, overlaps
+from grood_edge.evaluate.sets import FolderSet, id_set, ood_set, overlaps, require_every_class
 from grood_edge.images import UnreadableImageError, load_image
 from grood_edge.progress import Progress, silent
 from grood_edge.runtime.session import Session
@@ -54,6 +54,7 @@ def evaluate(session: Session, options: EvaluateOptions, progress: Progress = si
         raise UsageError("--fit is for the baselines alone; add --baselines, or leave it out")
     classes = session.contract.classes
     known, warnings = id_set(options.id_folder, classes)
+    require_every_class(known, classes, session.contract.fit.classes_without_prototype)
     others = [ood_set(name, folder) for name, folder in options.ood]
     warnings += overlaps([known, *others], progress)
     baselines, more = _baselines(session, options, known, progress) if options.baselines else (None, ())
@@ -97,11 +98,6 @@ def _doubts(known: ScoredSet, others: list[ScoredSet], classes: tuple[str, ...])
         doubts.append(
             f"{known.folder} has no class folders, so accuracy, risk and false alarms by class are unknown; put the "
             "images into folders named like the classes to get them"
-        )
-    elif missing := missing_classes(known.labels, classes):
-        doubts.append(
-            f"there is no ID image of {len(missing)} of {len(classes)} classes ({', '.join(missing[:8])}"
-            f"{', ...' if len(missing) > 8 else ''}): the figures do not speak for these; add images of them"
         )
     for one in (known, *others):
         if len(one.paths) < FEW:

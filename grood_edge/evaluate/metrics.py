@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from grood_edge.arrays import Flags, IdScores, Scores, Scores64
+from grood_edge.ranking import auroc
 
 __all__ = [
     "Interval",
@@ -29,14 +30,6 @@ __all__ = [
 Interval = tuple[float, float]  # lower and upper end
 
 RESAMPLES = 1000
-
-
-def auroc(id_scores: IdScores, ood_scores: Scores) -> float:
-    """Return the probability that an OOD image scores higher than an ID image, 0..1; ties count one half."""
-    ordered = np.sort(id_scores)
-    below = np.searchsorted(ordered, ood_scores, side="left")
-    up_to = np.searchsorted(ordered, ood_scores, side="right")
-    return float((below + up_to).mean() / (2 * id_scores.size))
 
 
 def auroc_interval(id_scores: IdScores, ood_scores: Scores, seed: int = 0, level: float = 0.95) -> Interval:

@@ -12,7 +12,7 @@ from grood_edge.errors import DatasetError, UsageError
 from grood_edge.images import find_images
 from grood_edge.progress import Progress, silent
 
-__all__ = ["FolderSet", "id_set", "missing_classes", "ood_set", "overlaps", "parse_ood"]
+__all__ = ["FolderSet", "id_set", "ood_set", "overlaps", "parse_ood", "require_every_class"]
 
 LEAST_IMAGES = 2
 MAX_NAME = 40
@@ -93,9 +93,21 @@ def ood_set(name: str, folder: Path) -> FolderSet:
     return FolderSet(name, folder, tuple(paths), None)
 
 
-def missing_classes(labels: Labels, classes: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the classes that no label names."""
-    return tuple(name for index, name in enumerate(classes) if not (labels == index).any())
+def require_every_class(known: FolderSet, classes: tuple[str, ...], unknown: tuple[str, ...]) -> None:
+    """Check that class folders have images of every class that the artifact models; `unknown` are those it does not.
+
+    Raises:
+        DatasetError: a class has no image: the false-alarm rate would not speak for it, and nobody would see that.
+    """
+    if known.labels is None:
+        return
+    missing = [name for index, name in enumerate(classes) if name not in unknown and not (known.labels == index).any()]
+    if missing:
+        raise DatasetError(
+            f"--id {known.folder} has no image of {len(missing)} of {len(classes)} classes ({', '.join(missing[:8])}"
+            f"{', ...' if len(missing) > 8 else ''}); the figures would not speak for these. Add images of them, or "
+            "give one flat folder of images, without classes: figures by class are then left out"
+        )
 
 
 def overlaps(sets: Sequence[FolderSet], progress: Progress = silent) -> tuple[str, ...]:

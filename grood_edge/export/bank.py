@@ -82,9 +82,10 @@ class BankRows:
         return classes
 
     def nearest_names(self) -> tuple[str, ...]:
-        """Return, for each row, the name of the image nearest to it."""
+        """Return, for each row, the name of the nearest image of the row's class."""
         distance = np.linalg.norm(self.features - self.means(self.features)[self.assignment], axis=1)
-        order = np.lexsort((distance, self.assignment))
+        of_other_class = self.labels != self.row_classes()[self.assignment]
+        order = np.lexsort((distance, of_other_class, self.assignment))
         first = order[np.searchsorted(self.assignment[order], np.arange(self.count))]
         return tuple(self.names[i] for i in first)
 

@@ -168,7 +168,8 @@ def _fitted(artifact: Artifact, passes: Passes, threshold_only: bool, fit_option
     if not threshold_only:
         as_before = replace(fit_options, ood_prototype=ARTIFACTS_OWN)
         fitted = fit_statistics(passes, before.classes, sources, as_before)
-        return replace(fitted, selection=before.selection, scale=before.scale)
+        bank = replace(fitted.bank, asked=before.bank.asked, reason="of the size that the artifact had")
+        return replace(fitted, selection=before.selection, scale=before.scale, bank=bank)
     promise = Promise(
         fit_options.alpha, fit_options.delta, "unseen", "separate", fit_options.marginal, fit_options.per_class
     )

@@ -96,9 +96,8 @@ def test_a_flat_id_folder_gives_rates_without_labels(session: Session, options: 
 def test_a_class_without_images_is_named(session: Session, options: EvaluateOptions, few: Path, tmp_path: Path) -> None:
     folder = copied(few / "test", tmp_path / "test")
     shutil.rmtree(folder / "5")
-    found = evaluate(session, replace(plain(options), id_folder=folder))
-    assert any("no ID image of 1 of 7 classes (5)" in text for text in found.warnings)
-    assert "5" not in {result.name for result in found.id.classes}
+    with pytest.raises(DatasetError, match=r"no image of 1 of 7 classes \(5\).*one flat folder"):
+        evaluate(session, replace(plain(options), id_folder=folder))
 
 
 def test_overlap_is_warned_about_with_names(

@@ -8,7 +8,7 @@ import pytest
 
 from grood_edge.demo.images import DemoImages
 from grood_edge.errors import DatasetError, UsageError
-from grood_edge.evaluate.sets import id_set, missing_classes, ood_set, overlaps, parse_ood
+from grood_edge.evaluate.sets import FolderSet, id_set, ood_set, overlaps, parse_ood, require_every_class
 from grood_edge.images import find_images
 
 CLASSES = tuple("0123456")
@@ -85,5 +85,11 @@ def test_shared_files_are_found_by_content_and_named(few: Path, tmp_path: Path) 
     assert "other-name-0.png" in sentence
 
 
-def test_missing_classes_are_those_without_a_label() -> None:
-    assert missing_classes(np.array([0, 2, 2]), ("a", "b", "c", "d")) == ("b", "d")
+def test_class_without_id_images_is_refused(tmp_path: Path) -> None:
+    known = FolderSet("ID", tmp_path, (), np.array([0, 2, 2]))
+    with pytest.raises(DatasetError, match=r"no image of 2 of 4 classes \(b, d\).*Add images of them"):
+        require_every_class(known, ("a", "b", "c", "d"), ())
+    with pytest.raises(DatasetError, match=r"no image of 1 of 4 classes \(b\)"):
+        require_every_class(known, ("a", "b", "c", "d"), ("d",))  # the artifact has no prototype of it either
+    require_every_class(known, ("a", "b", "c"), ("b",))
+    require_every_class(FolderSet("ID", tmp_path, (), None), ("a", "b"), ())  # a flat folder has no classes

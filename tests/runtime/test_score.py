@@ -10,8 +10,10 @@ from PIL import Image
 from grood_edge.demo.images import DemoImages
 from grood_edge.errors import DatasetError, OutputError, UsageError
 from grood_edge.images import find_images, load_image
+from grood_edge.preprocessing import preprocess_frame
 from grood_edge.runtime import open_session
 from grood_edge.runtime.score import ScoreRow, require_readable, row_writer, score_images
+from tests.runtime.conftest import ColorPhotos
 
 
 def scored(artifact: Path, *sources: str | Path, batch_size: int = 32) -> list[ScoreRow]:
@@ -117,3 +119,44 @@ def test_missing_source_and_bad_batch_size(artifact_path: Path, tmp_path: Path) 
         scored(artifact_path, tmp_path / "nowhere")
     with pytest.raises(UsageError, match="batch-size"):
         scored(artifact_path, tmp_path, batch_size=0)
+
+
+def test_short_side_above_the_input_is_applied_once(color_photos: ColorPhotos) -> None:
+    """A preset that resizes to 55 and crops 48: scores are those of the session on the raw image."""
+    rows = scored(color_photos.artifact, color_photos.folder / "test")
+    with open_session(color_photos.artifact) as session:
+        p = session.contract.preprocessing
+        assert p.short_side is not None
+        assert p.short_side > max(p.height, p.width)
+        frames = color_photos.test_frames()
+        expected = [verdict.ood_score for verdict in session.predict_batch(frames)]
+        twice = [v.ood_score for v in session.predict_batch([preprocess_frame(frame, p) for frame in frames])]
+    np.testing.assert_allclose([row.ood_score for row in rows], expected, atol=1e-4)
+    assert np.abs(np.array(twice) - expected).max() > 0.01  # the second crop would have been seen
+
+
+def test_explained_rows_hold_the_reasons(artifact_path: Path, digits: DemoImages, tmp_path: Path) -> None:
+    rows: list[ScoreRow] = []
+    with open_session(artifact_path) as session:
+        score_images(session, [digits.near / "7"], rows.append, explain=True)
+        frames = [load_image(path) for path in find_images(digits.near / "7")[:4]]
+        for row, verdict in zip(rows, session.predict_batch(frames, explain=True), strict=False):
+            assert verdict.reason is not None
+            assert (row.nearest_class, row.bank_class) == (verdict.reason.nearest_class, verdict.reason.bank_class)
+            assert row.log_s == pytest.approx(max(verdict.reason.log_s.values()), abs=1e-4)
+            assert row.bank_path is None  # not kept in this artifact
+    for suffix in (".jsonl", ".csv", ".parquet"):
+        out = tmp_path / f"scores{suffix}"
+        with row_writer(out, force=False) as write:
+            for row in rows:
+                write(row)
+    written = pq.read_table(tmp_path / "scores.parquet").to_pylist()
+    assert [entry["nearest_class"] for entry in written] == [row.nearest_class for row in rows]
+    np.testing.assert_allclose([entry["log_s"] for entry in written], [row.log_s or 0.0 for row in rows], rtol=1e-6)
+    with (tmp_path / "scores.csv").open(newline="") as file:
+        assert [entry["bank_class"] for entry in csv.DictReader(file)] == [row.bank_class for row in rows]
+
+
+def test_rows_without_explanation_have_none(artifact_path: Path, digits: DemoImages) -> None:
+    row = scored(artifact_path, digits.far_noise)[0]
+    assert (row.nearest_class, row.log_s, row.bank_class, row.bank_path) == (None, None, None, None)

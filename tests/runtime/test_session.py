@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 
 from grood_edge.arrays import Frame
-from grood_edge.artifact import read_artifact
+from grood_edge.artifact import artifact_bytes, read_artifact
 from grood_edge.conformal import rank_for
+from grood_edge.contract import encode_scores
 from grood_edge.demo.images import DemoImages
 from grood_edge.errors import ArtifactError, BackendError, CalibrationError, FrameError, UsageError
 from grood_edge.images import find_images, load_image
 from grood_edge.preprocessing import preprocess_frame
 from grood_edge.runtime import Session, Verdict, open_session
+from grood_edge.stored_head import calibration_tensors, model_with_tensors
 from tests.runtime.conftest import OVERFLOW_LEVEL, ColorPhotos
 from tests.without_hook import without_hook
 
@@ -70,6 +72,7 @@ class TestVerdicts:
         verdict = session.predict(frames[0])
         assert {name: type(value) for name, value in dataclasses.asdict(verdict).items()} == {
             "class_id": int, "class_name": str, "ood_score": float, "p_value": float, "is_ood": bool, "valid": bool,
+            "reason": type(None),
         }  # fmt: skip
         attributes: Any = verdict
         with pytest.raises(AttributeError):
@@ -90,10 +93,11 @@ class TestAlpha:
         calibration = session.contract.calibration
         with open_session(artifact_path, alpha=alpha) as other:
             assert other.alpha == alpha
-            assert other.rank == rank_for(alpha, calibration.delta, calibration.n)
-            assert other.rank != session.rank
+            (rank,) = other.rule.ranks
+            assert rank == rank_for(alpha, calibration.delta, calibration.n)
+            assert other.rule.ranks != session.rule.ranks
             outputs = other.infer(frames)
-            threshold = np.sort(calibration.sorted_scores())[-other.rank]
+            threshold = np.sort(calibration.sorted_scores())[-rank]
             expected = outputs.ood_score > threshold
             assert [v.is_ood for v in other.predict_batch(frames)] == expected.tolist()
             assert 0 < expected.sum() < len(expected)
@@ -101,7 +105,7 @@ class TestAlpha:
 
     def test_the_artifacts_own_alpha(self, artifact_path: Path, session: Session, frames: list[Frame]) -> None:
         assert session.alpha == 0.05
-        assert session.rank == session.contract.calibration.k
+        assert session.rule.ranks == (session.contract.calibration.k,)
         with open_session(artifact_path, alpha=0.05) as same:
             assert same.predict_batch(frames) == session.predict_batch(frames)
 
@@ -121,6 +125,87 @@ class TestAlpha:
     def test_alpha_out_of_range(self, artifact_path: Path, alpha: float) -> None:
         with pytest.raises(UsageError, match="expected a number above 0 and below 1"):
             open_session(artifact_path, alpha=alpha)
+
+
+@pytest.fixture(scope="module")
+def per_class_path(artifact_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digit artifact with a group of calibration scores for each class: those of the digits 0 to 2 are high."""
+    artifact = read_artifact(artifact_path)
+    scores = artifact.contract.calibration.sorted_scores()
+    groups = tuple(scores[-80 - c :] if c < 3 else scores[: 100 + c] for c in range(7))
+    ranks = tuple(rank_for(0.05, 0.05, group.size) for group in groups)
+    calibration = dataclasses.replace(
+        artifact.contract.calibration,
+        n=sum(group.size for group in groups),
+        class_sizes=tuple(group.size for group in groups),
+        class_ranks=ranks,
+        scores=encode_scores(groups),
+    )
+    contract = dataclasses.replace(artifact.contract, calibration=calibration, probes=())
+    model = model_with_tensors(artifact.model, calibration_tensors(calibration.rule(7)))
+    path = tmp_path_factory.mktemp("per-class") / "a.onnx"
+    path.write_bytes(artifact_bytes(model, contract))
+    return path
+
+
+class TestPerClass:
+    def test_session_and_graph_decide_by_the_group_of_the_class(
+        self, per_class_path: Path, frames: list[Frame]
+    ) -> None:
+        with open_session(per_class_path) as session:
+            outputs = session.infer(frames)
+            np.testing.assert_array_equal(session.is_ood(outputs), outputs.is_ood)
+            thresholds = np.array([session.rule.threshold(c) for c in range(7)])
+            np.testing.assert_array_equal(outputs.is_ood, outputs.ood_score > thresholds[outputs.class_id])
+            verdicts = session.predict_batch(frames)
+        assert thresholds[:3].min() > thresholds[3:].max()
+        assert [v.is_ood for v in verdicts] == outputs.is_ood.tolist()
+        one = open_session(per_class_path).rule.threshold(0)
+        assert (outputs.is_ood != (outputs.ood_score > one)).any()
+
+    def test_another_alpha_ranks_every_group_anew(self, per_class_path: Path, frames: list[Frame]) -> None:
+        with open_session(per_class_path, alpha=0.3) as session:
+            sizes, outputs = session.contract.calibration.class_sizes, session.infer(frames)
+            assert session.rule.ranks == tuple(rank_for(0.3, 0.05, n) for n in sizes)
+            thresholds = np.array([session.rule.threshold(c) for c in range(7)])
+            np.testing.assert_array_equal(session.is_ood(outputs), outputs.ood_score > thresholds[outputs.class_id])
+
+    def test_alpha_that_the_smallest_class_cannot_carry(self, per_class_path: Path) -> None:
+        with pytest.raises(CalibrationError, match=r"80 calibration images cannot carry alpha 0\.03"):
+            open_session(per_class_path, alpha=0.03)
+
+
+class TestPrepared:
+    def test_prepared_frames_are_not_prepared_again(self, color_photos: ColorPhotos) -> None:
+        frames = color_photos.test_frames()[::7]
+        with open_session(color_photos.artifact) as session:
+            ready = np.stack([preprocess_frame(frame, session.contract.preprocessing) for frame in frames])
+            np.testing.assert_array_equal(session.infer_prepared(ready).features, session.infer(frames).features)
+            again = session.infer(list(ready)).features
+            assert np.abs(again - session.infer_prepared(ready).features).max() > 1e-3  # cropped once more
+
+    def test_one_at_a_time_where_the_graph_takes_no_more(self, single_path: Path, session: Session) -> None:
+        ready = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 1), np.uint8)
+        with open_session(single_path) as single:
+            found = single.infer_prepared(ready)
+        np.testing.assert_allclose(found.features, session.infer_prepared(ready).features, atol=1e-4)
+
+    @pytest.mark.parametrize(
+        "frames",
+        [
+            np.zeros((2, 31, 32, 1), np.uint8),
+            np.zeros((2, 32, 32, 3), np.uint8),
+            np.zeros((0, 32, 32, 1), np.uint8),
+        ],
+    )
+    def test_frames_of_another_size(self, session: Session, frames: np.ndarray) -> None:
+        with pytest.raises(FrameError, match=r"prepared frames are uint8 .*expected uint8 \[n, 32, 32, 1\]"):
+            session.infer_prepared(frames)
+
+    def test_frames_of_another_dtype(self, session: Session) -> None:
+        frames: Any = np.zeros((1, 32, 32, 1), np.float32)
+        with without_hook(), pytest.raises(FrameError, match="prepared frames are float32"):
+            session.infer_prepared(frames)
 
 
 class TestColor:
@@ -252,9 +337,10 @@ class TestOverflow:
             with open_session(overflowing_path, alpha=alpha) as session:
                 assert session.predict(bright).is_ood
 
-    def test_invalid_is_ood_whatever_the_score(self, session: Session) -> None:
-        scores = np.array([-50.0, -50.0, np.nan], np.float32)
-        assert session.is_ood(scores, np.array([True, False, True])).tolist() == [False, True, True]
+    def test_invalid_is_ood_whatever_the_score(self, session: Session, frames: list[Frame]) -> None:
+        scores, valid = np.array([-50.0, -50.0, np.nan], np.float32), np.array([True, False, True])
+        outputs = dataclasses.replace(session.infer(frames[:3]), ood_score=scores, valid=valid)
+        assert session.is_ood(outputs).tolist() == [False, True, True]
 
 
 def test_network_that_takes_single_images_alone(single_path: Path, session: Session, frames: list[Frame]) -> None:
