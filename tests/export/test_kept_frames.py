@@ -21,7 +21,7 @@ def kept(labels: np.ndarray, classes: int, held_out: np.ndarray | None = None) -
     result = KeptFrames(SMALL, classes)
     for start in range(0, len(labels), 32):
         part = slice(start, start + 32)
-        result.add(frames[part][result.wanted(labels[part], held_out[part])])
+        result.add(frames[part][result.wanted(labels[part], tuple(map(str, range(len(labels))))[part], held_out[part])])
     frames = result.frames[: result.count]
     np.testing.assert_array_equal(frames[:, 0, 0, 0], np.array(result.labels) % 256)
     return result
@@ -58,7 +58,7 @@ def test_bytes_shrink_every_class_alike(room: int, each: int, monkeypatch: pytes
 def test_few_frames_of_a_size_that_fills_the_memory() -> None:
     large = replace(SMALL, height=10_000, width=10_000, channels=1)
     found = KeptFrames(large, 4)
-    assert len(found.wanted(np.array([0, 1, 2, 3]), np.zeros(4, bool))) == 1
+    assert len(found.wanted(np.array([0, 1, 2, 3]), ("a", "b", "c", "d"), np.zeros(4, bool))) == 1
 
 
 def test_check_samples_are_the_first_ones_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
