@@ -110,7 +110,7 @@ GOLDEN = (
     '"tools":{"grood-edge":"0.1.0","numpy":"2.0"},'
     '"version":1}'
 )
-GOLDEN_DIGEST = "24780f23cc5820af93e5c9af087a10a659dfa5ee2bbc5a4d6fcd74d9543c426b"
+GOLDEN_DIGEST = "c29bf4d55f6d2b8477ff838d17230c609973ab540aafed61fe0740c8a0b352a3"
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +237,8 @@ WRONG_TYPES: list[tuple[str, Any]] = [
     ("ood_prototypes.0.layer", 1), ("bank.rows", None), ("bank.dtype", "int4"), ("bank.trials", None),
     ("bank.trials.0", 5), ("bank.trials.0.changed", "0"), ("bank.classes", [1, 0]), ("bank.paths", "a.png"),
     ("bank.paths.0", None), ("space", "pixels"), ("scale", 1.0), ("scale.value", "1"),
-    ("scale.value", None), ("scale.trials", None), ("scale.trials.0", 1.0), ("scale.trials.0.auroc", None), ("selection", None), ("selection.candidates.0", "mean"),
+    ("scale.value", None), ("scale.trials", None), ("scale.trials.0", 1.0),
+    ("scale.trials.0.auroc", None), ("selection", None), ("selection.candidates.0", "mean"),
     ("selection.candidates.0.difference", "0"), ("fit.sketch", [1]), ("calibration.class_sizes", 4),
     ("calibration.class_sizes.0", 2.0), ("calibration.class_ranks", None),
     ("fit.accuracy", "1"), ("fit.accuracy", True), ("fit.classes_without_prototype", None),

@@ -293,7 +293,9 @@ def test_a_group_may_hold_several_classes(stored: bytes, outputs: Outputs) -> No
 
 
 def test_missing_initializer_is_named(stored: bytes) -> None:
-    names = ("center", "prototypes_t", "scale", "bank_scale", "bank_log_s.0", "bank_log_s.2", "map_bias.1", "map_weights.2")
+    names = (
+        "center", "prototypes_t", "scale", "bank_scale", "bank_log_s.0", "bank_log_s.2", "map_bias.1", "map_weights.2",
+    )  # fmt: skip
     for name in ("grood/" + name for name in names):
         model = onnx.load_model_from_string(stored)
         model.graph.initializer.remove(next(t for t in model.graph.initializer if t.name == name))

@@ -285,15 +285,15 @@ def _kept_names(rows: BankRows) -> tuple[str, ...]:
     """Return the name behind each row. What a reader of contracts would refuse must not be written."""
     if rows.count > MAX_KEPT_PATHS:
         raise DatasetError(
-            f"--keep-paths with a bank of {rows.count:,} rows; expected at most {MAX_KEPT_PATHS:,}. Make the bank smaller "
-            "with --bank N, or export without --keep-paths"
+            f"--keep-paths with a bank of {rows.count:,} rows; expected at most {MAX_KEPT_PATHS:,}. Make the bank "
+            "smaller with --bank N, or export without --keep-paths"
         )
     names = rows.nearest_names()
     for name in names:
         if not is_plain_name(name):
             raise DatasetError(
-                f"--keep-paths cannot keep the name of image {name!r}; expected at most {MAX_TEXT:,} characters, all of "
-                "them readable text. Rename it, or export without --keep-paths"
+                f"--keep-paths cannot keep the name of image {name!r}; expected at most {MAX_TEXT:,} characters, "
+                "all of them readable text. Rename it, or export without --keep-paths"
             )
     return names
 
