@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import numpy as np
 
-from grood_edge.contract import CONTRACT_VERSION, SCHEMA_NAME, Calibration, Contract, GradientBank, Selection
+from grood_edge.contract import CONTRACT_VERSION, SCHEMA_NAME, Calibration, Contract, GradientBank, Scale, Selection
 from grood_edge.errors import ArtifactError, UsageError
 from grood_edge.preprocessing import Preprocessing
 
@@ -38,7 +38,7 @@ MAX_INTEGER = (1 << 53) - 1  # every JSON reader keeps integers up to here
 MAX_PROBES = 16
 MAX_TOOLS = 64
 MAX_OOD_PROTOTYPES = 8
-MAX_TRIALS = 64  # candidates and bank sizes in the tables of what was tried
+MAX_TRIALS = 64  # candidates, scales and bank sizes in the tables of what was tried
 MIN_SCALE, MAX_SCALE = 1e-6, 1e6  # of distances
 MAX_SKETCH = 1024  # hashes of fit images
 MAX_PROBE_CHARACTERS = 512 << 10  # of base64, for all probes together
@@ -132,8 +132,7 @@ def _network_rules(contract: Contract) -> list[tuple[bool, str]]:
         (contract.classifier.dimension >= 1, f"feature dimension {contract.classifier.dimension}"),
         (1 <= count <= MAX_OOD_PROTOTYPES, f"{count} OOD prototypes"),
         (all(p.images >= 0 for p in contract.ood_prototypes), "an OOD prototype with a negative number of images"),
-        (MIN_SCALE <= contract.scale.value <= MAX_SCALE, f"scale {contract.scale.value}"),
-        (len(contract.scale.trials) <= MAX_TRIALS, f"{len(contract.scale.trials)} trials of the scale"),
+        *_scale_rules(contract.scale),
         *_selection_rules(contract.selection),
         (fit.images >= 1 and fit.unreadable >= 0, f"{fit.images} images, {fit.unreadable} unreadable"),
         (fit.accuracy is None or 0 <= fit.accuracy <= 1, f"accuracy {fit.accuracy}"),
@@ -158,6 +157,17 @@ def _bank_rules(bank: GradientBank, classes: int) -> list[tuple[bool, str]]:
         (
             all(t.rows >= 0 and 0 <= t.auroc <= 1 and 0 <= t.changed <= 1 for t in bank.trials),
             "a trial of the bank's size with negative rows, or a share outside 0..1",
+        ),
+    ]
+
+
+def _scale_rules(scale: Scale) -> list[tuple[bool, str]]:
+    return [
+        (MIN_SCALE <= scale.value <= MAX_SCALE, f"scale {scale.value}"),
+        (len(scale.trials) <= MAX_TRIALS, f"{len(scale.trials)} trials of the scale"),
+        (
+            all(t.scale > 0 and 0 <= t.auroc <= 1 for t in scale.trials),
+            "a trial of the scale at 0 or below, or with an AUROC outside 0..1",
         ),
     ]
 

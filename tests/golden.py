@@ -36,8 +36,10 @@ PAGE = (DOCS / "format.md").read_text(encoding="utf-8")
 SCHEMA = json.loads((DOCS / "contract.schema.json").read_text(encoding="utf-8"))
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 KEY = "grood_edge.contract"
+OTHER_SCALE = {3: 0.3, 0: 1.0}  # by rows of the bank; 0.3 is no float32
 
-# Two OOD prototypes, an int8 bank of three rows, one group of calibration scores a class. After a change of the format
+# Two OOD prototypes, scale 2, an int8 bank of three rows, one group of calibration scores a class. After a change of
+# the format
 # `python -c "from tests.golden import remade; print(remade())"` gives the text with new digests and probe.
 GOLDEN_TEXT = (
     '{"bank":{"asked":"auto","candidates":5,"choice":"kmeans","classes":"AQAAAAAAAAABAAAA","dtype":"int8",'
@@ -48,17 +50,18 @@ GOLDEN_TEXT = (
     '-2.25,-1.5,-0.375,0.25,0.375,0.5],"scores":"AAAgwAAAgD4AAIC/AAAAPw=="},"classes":["a","größe"],'
     '"classifier":{"batch":"dynamic","bgr":false,"dimension":4,"features_pooled":false,"features_tensor":"f",'
     '"layout":"NHWC","logits_tensor":"l","opset":19,"source":"onnx"},'
-    '"digests":{"contract":"e2a3d0852d752ccbbcab2dc86fa3e5aa5b402a4212a77cab6a061378618cb552",'
-    '"graph":"6d565d8da2b5ac9a952a8b71e972e1e73bdf6744cc4edb5f6df23ed231f3c8da"},"fit":{"accuracy":0.5,'
+    '"digests":{"contract":"0b51c1e135ed759325014b551c836aaed3962412c36582da0eff8907e91601e9",'
+    '"graph":"1e7fa3f1d2ca401abae4370d5bbfe84edc9b54c6fc5df78b1d901a1d257be7c2"},"fit":{"accuracy":0.5,'
     '"classes_without_prototype":[],'
     '"data_digest":"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa","images":6,"labels":"folder",'
     '"seed":0,"sketch":"AQAAAAAAAAD//////////w==","unreadable":0},"ood_prototypes":[{"images":0,"layer":null,'
     '"source":"mean","uses_ood_data":false},{"images":4,"layer":"image","source":"mixup","uses_ood_data":false}],'
     '"precision":"fp32","preprocessing":{"channels":1,"crop":"none","filter":"bilinear","height":2,"mean":[0.0],'
     '"preset":"custom","short_side":null,"std":[255.0],"width":2},"probes":[{"class_id":1,"is_ood":false,'
-    '"logits":[0.25098,1.501961],"name":"dots","ood_score":-0.740174,"p_value":0.6666666865348816,'
+    '"logits":[0.25098,1.501961],"name":"dots","ood_score":-0.824244,"p_value":0.6666666865348816,'
     '"png":"iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAAAAABX3VL4AAAADklEQVR4nGNg+M/o4AAABMUBgXsDZXgAAAAASUVORK5CYII=",'
-    '"valid":true}],"schema":"grood-edge.contract","selection":{"asked":"auto","candidates":[{"auroc":0.75,'
+    '"valid":true}],"scale":{"asked":"auto","reason":"tells shuffled images best","trials":[{"auroc":0.5,"scale":1.0},'
+    '{"auroc":0.75,"scale":2.0}],"value":2.0},"schema":"grood-edge.contract","selection":{"asked":"auto","candidates":[{"auroc":0.75,'
     '"difference":null,"name":"combination","standard_error":null},{"auroc":0.5,"difference":-0.25,"name":"mean",'
     '"standard_error":0.125}],"classes":2,"images":5,"reason":"as good as any"},"space":"features",'
     '"tools":{"hand":"1"},"version":1}'
@@ -99,7 +102,7 @@ def top_level(data: bytes) -> Iterator[tuple[int, bytes]]:
         yield tag >> 3, data[start:at]
 
 
-def _shared_tensors() -> dict[str, np.ndarray]:
+def _shared_tensors(scale: float) -> dict[str, np.ndarray]:
     half = np.full(4, 0.5, np.float32)
     return {
         "preprocess/std": np.array([255], np.float32),
@@ -107,13 +110,14 @@ def _shared_tensors() -> dict[str, np.ndarray]:
         "grood/center": half,
         "grood/prototypes_t": np.stack([-half, half], axis=1),
         "grood/prototypes_sq": np.array([1, 1], np.float32),
+        "grood/scale": np.array(scale, np.float32),
     }
 
 
 def _golden_tensors() -> dict[str, np.ndarray]:
     """Section 3 by hand: the rows are (1, 0, 0, 0), (0, 1, 0, 0) and (-1, 0, 0, 0)."""
     root, f = np.sqrt(np.float32(3)), np.float32
-    return _shared_tensors() | {
+    return _shared_tensors(2.0) | {
         "grood/bank": np.array([[64, 0, 0, 0], [0, 32, 0, 0], [-127, 0, 0, 0]], np.int8),
         "grood/bank_scale": np.array([1 / 64, 1 / 32, 1 / 127], f),
         "grood/ood_prototype.0": np.zeros(4, f),
@@ -145,7 +149,7 @@ def _golden_tensors() -> dict[str, np.ndarray]:
 def _other_tensors(rows: int) -> dict[str, np.ndarray]:
     """One OOD prototype, one group of scores; a float32 bank, or none and the logits in the place of the features."""
     f = np.float32
-    tensors = _shared_tensors() | {"grood/ood_prototype.0": np.zeros(4 if rows else 2, f)}
+    tensors = _shared_tensors(OTHER_SCALE[rows]) | {"grood/ood_prototype.0": np.zeros(4 if rows else 2, f)}
     if rows:
         tensors |= {
             "grood/bank": np.array([[1, 0, 0, 0], [0, 1, 0, 0], [-1, 0, 0, 0]], f),
@@ -212,6 +216,7 @@ def other_golden(rows: int) -> bytes:
     document["bank"] |= {"dtype": "float32", "paths": []}
     document["calibration"] |= {"class_sizes": [], "class_ranks": [], "scores": "AAAgwAAAgL8AAIA+AAAAPw=="}
     document["probes"] = []
+    document["scale"]["value"] = OTHER_SCALE[rows]
     if rows == 0:
         document["bank"] |= {"choice": "none", "rows": 0, "classes": ""}
         document["space"] = "logits"

@@ -25,6 +25,8 @@ from grood_edge.contract import (
     GradientBank,
     OodPrototype,
     Probe,
+    Scale,
+    ScaleTrial,
     Selection,
     decode_scores,
     encode_array,
@@ -48,6 +50,9 @@ HAND_MADE = Contract(
     ),
     precision="fp32",
     space="features",
+    scale=Scale(
+        value=0.125, asked="auto", reason="tells them apart", trials=(ScaleTrial(0.125, 0.75), ScaleTrial(1.0, 0.5)),
+    ),
     selection=Selection(
         asked="auto", reason="mean is clearly better", classes=2, images=4,
         candidates=(Candidate("combination", 0.5, None, None), Candidate("mean", 0.75, 0.25, 0.125)),
@@ -94,6 +99,8 @@ GOLDEN = (
     '"short_side":null,"std":[255.0],"width":3},'
     '"probes":[{"class_id":0,"is_ood":false,"logits":[1.5,-0.0],"name":"ramp","ood_score":-1.25,"p_value":0.75,'
     '"png":"' + PNG + '","valid":true}],'
+    '"scale":{"asked":"auto","reason":"tells them apart",'
+    '"trials":[{"auroc":0.75,"scale":0.125},{"auroc":0.5,"scale":1.0}],"value":0.125},'
     '"schema":"grood-edge.contract",'
     '"selection":{"asked":"auto","candidates":['
     '{"auroc":0.5,"difference":null,"name":"combination","standard_error":null},'
@@ -103,7 +110,7 @@ GOLDEN = (
     '"tools":{"grood-edge":"0.1.0","numpy":"2.0"},'
     '"version":1}'
 )
-GOLDEN_DIGEST = "24780f23cc5820af93e5c9af087a10a659dfa5ee2bbc5a4d6fcd74d9543c426b"
+GOLDEN_DIGEST = "c29bf4d55f6d2b8477ff838d17230c609973ab540aafed61fe0740c8a0b352a3"
 
 
 @pytest.fixture(scope="module")
@@ -177,9 +184,10 @@ def test_digest_covers_every_value(document: dict[str, Any]) -> None:
         ("bank.candidates", 4),
         ("fit.images", 7), ("calibration.alpha", 0.4), ("tools.numpy", "2.1"), ("probes.0.ood_score", -1.0),
         ("space", "logits"), ("selection.candidates.1.auroc", 0.5), ("bank.paths.1", "x"), ("fit.sketch", ""),
+        ("scale.value", 0.25), ("scale.trials.1.auroc", 0.25),
     ]:  # fmt: skip
         seen.add(read(changed(document, path, value)).digest())
-    assert len(seen) == 13
+    assert len(seen) == 15
 
 
 def every_object(value: Any, path: str = "") -> list[str]:
@@ -199,7 +207,7 @@ def at(document: Any, path: str) -> Any:
 
 def test_unknown_keys(document: dict[str, Any]) -> None:
     paths = every_object(document)
-    assert len(paths) == 13
+    assert len(paths) == 16
     for path in paths:
         other = copy.deepcopy(document)
         at(other, path)["surprise"] = 1
@@ -217,7 +225,7 @@ def test_missing_keys(document: dict[str, Any]) -> None:
             with pytest.raises(ArtifactError, match=expected.get(key, rf"missing keys.*'{key}'")):
                 read(other)
             count += 1
-    assert count == 14 + 9 + 9 + 5 + 2 * 4 + 4 + 9 + 2 * 3 + 8 + 12 + 8
+    assert count == 15 + 9 + 9 + 4 + 2 * 2 + 5 + 2 * 4 + 4 + 9 + 2 * 3 + 8 + 12 + 8
 
 
 WRONG_TYPES: list[tuple[str, Any]] = [
@@ -228,7 +236,9 @@ WRONG_TYPES: list[tuple[str, Any]] = [
     ("classifier.dimension", 4.0), ("precision", "fp16"), ("ood_prototypes", None), ("ood_prototypes.0", "mean"),
     ("ood_prototypes.0.layer", 1), ("bank.rows", None), ("bank.dtype", "int4"), ("bank.trials", None),
     ("bank.trials.0", 5), ("bank.trials.0.changed", "0"), ("bank.classes", [1, 0]), ("bank.paths", "a.png"),
-    ("bank.paths.0", None), ("space", "pixels"), ("selection", None), ("selection.candidates.0", "mean"),
+    ("bank.paths.0", None), ("space", "pixels"), ("scale", 1.0), ("scale.value", "1"),
+    ("scale.value", None), ("scale.trials", None), ("scale.trials.0", 1.0),
+    ("scale.trials.0.auroc", None), ("selection", None), ("selection.candidates.0", "mean"),
     ("selection.candidates.0.difference", "0"), ("fit.sketch", [1]), ("calibration.class_sizes", 4),
     ("calibration.class_sizes.0", 2.0), ("calibration.class_ranks", None),
     ("fit.accuracy", "1"), ("fit.accuracy", True), ("fit.classes_without_prototype", None),
@@ -296,6 +306,13 @@ CONTRADICTIONS: list[tuple[str, Any, str]] = [
     ("classes", ["a", "b", "c"], "probes with other class counts|class sizes for 3 classes"),
     ("ood_prototypes", [], "0 OOD prototypes"),
     ("ood_prototypes", 9 * [json.loads(GOLDEN)["ood_prototypes"][0]], "9 OOD prototypes"),
+    ("scale.value", 0.0, "scale 0.0"),
+    ("scale.value", -1.0, "scale -1.0"),
+    ("scale.value", 9e-7, "scale 9e-07"),
+    ("scale.value", 1000001.0, "scale 1000001.0"),
+    ("scale.trials", (MAX_TRIALS + 1) * [json.loads(GOLDEN)["scale"]["trials"][0]], "65 trials of the scale"),
+    ("scale.trials.0.scale", 0.0, "trial of the scale at 0 or below"),
+    ("scale.trials.1.auroc", -0.1, "trial of the scale at 0 or below, or with an AUROC"),
     ("selection.candidates", (MAX_TRIALS + 1) * [json.loads(GOLDEN)["selection"]["candidates"][0]], "65 candidates"),
     ("selection.images", -1, "selection from -1 images"),
     ("selection.classes", -1, "selection from 4 images of -1 classes"),

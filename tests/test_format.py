@@ -143,14 +143,14 @@ def scored_by_the_book(contract: dict[str, Any], t: dict[str, np.ndarray], value
     """Section 3: the score from the stored tensors, in float64, one row at a time."""
     t = {name.removeprefix("grood/"): array.astype(np.float64) for name, array in t.items()}
     rows = t.get("bank", np.zeros((0, values.shape[1]))) * t.get("bank_scale", np.ones(1))[:, None]
-    count, result = len(contract["ood_prototypes"]), []
+    count, a, result = len(contract["ood_prototypes"]), contract["scale"]["value"], []
     for h in values - t["center"]:
         class_distance = np.linalg.norm(h[:, None] - t["prototypes_t"], axis=0)
         total = 0.0
         for k in range(count):
             p = t[f"ood_prototype.{k}"]
             d_k = np.linalg.norm(h - p)
-            x = -d_k - np.log(np.exp(-d_k) + np.exp(-class_distance).sum())
+            x = -a * d_k - np.log(np.exp(-a * d_k) + np.exp(-a * class_distance).sum())
             if len(rows):
                 l_i = t[f"bank_log_s.{k}"]
                 product = rows @ h - h @ p + t[f"bank_offset.{k}"]
@@ -188,6 +188,7 @@ def test_scores_and_decisions_by_the_book(which: str) -> None:
     """Per-class groups and maps, one prototype over float32 rows, and the logits alone: random pictures."""
     data = HAND_MADE[which]()
     contract, scores = read_by_the_book(data)
+    assert contract["scale"]["value"] == {"golden": 2.0, "float32-bank": 0.3, "no-bank": 1.0}[which]
     images = np.random.default_rng(0).integers(0, 256, (200, 2, 2, 1), np.uint8)
     images[:2] = np.array([[[127, 128], [128, 127]], [[191, 64], [191, 64]]], np.uint8)[
         ..., None
@@ -215,7 +216,7 @@ def test_preprocessing_by_the_book(kind: str) -> None:
 
 # --- The hand-made artifact -------------------------------------------------------------------------------------------
 
-GOLDEN_SHA256 = "bcb0b78cf1ca31db0491fb72208780ab15becdca010c48b9dcc7c77468795ba8"
+GOLDEN_SHA256 = "9a85f9e118c2c5031205dc6b22d6029d832f58239cf1e36c86813e441212debc"
 
 
 def test_golden_bytes() -> None:
@@ -372,7 +373,7 @@ def test_contract_fields_are_those_of_the_schema() -> None:
     )
     objects = [SCHEMA, SCHEMA["properties"]["digests"], *SCHEMA["$defs"].values()]
     objects = [part for part in objects if "properties" in part and part.get("type") == "object"]
-    assert len(objects) == 12
+    assert len(objects) == 14
     assert all(part["additionalProperties"] is False for part in objects)
     assert all(set(part["required"]) == set(part["properties"]) for part in objects)
 

@@ -199,7 +199,7 @@ appended("metadata-not-utf8", "not UTF-8", encoded(14, encoded(1, b"\xff")))
 attack("tampered-names", "metadata 'names'", lambda: golden().replace(b"{0: 'a", b"{0: 'b"))
 attack("tampered-weights", "graph digest", lambda: golden().replace(struct.pack("<f", -2.5), b"\0\0\0\0", 1))
 attack("tampered-contract", "contract digest", lambda: golden().replace(b'"alpha":0.5', b'"alpha":0.4'))
-attack("tampered-digest", "contract digest", lambda: golden().replace(b'{"contract":"e', b'{"contract":"f', 1))
+attack("tampered-digest", "contract digest", lambda: golden().replace(b'{"contract":"0', b'{"contract":"f', 1))
 on_text("extra-digest", "canonical", '"digests":{', '"digests":{"a":"",')
 
 # The graph, sealed again
@@ -259,6 +259,10 @@ on_model("no-knots", "does not fit its shape", replaced("grood/map_knots.1", np.
 on_model("knots-without-weights", "2 knots and 3 weights", replaced("grood/map_weights.0", np.zeros(3, np.float32)))
 on_model("missing-map", "grood/map_slope.1 is float32", lambda m: m.graph.initializer.remove(
     tensor_of(m, "grood/map_slope.1")))  # fmt: skip
+on_model("other-scale-in-graph", "grood/scale in the graph", replaced("grood/scale", np.array(1, np.float32)))
+on_model("nan-scale-in-graph", "grood/scale in the graph", replaced("grood/scale", np.array(np.nan, np.float32)))
+on_model("missing-scale", r"grood/scale is float32 \[\]", lambda m: m.graph.initializer.remove(
+    tensor_of(m, "grood/scale")))  # fmt: skip
 surplus = {name: numpy_helper.from_array(np.zeros(4, np.float32), f"grood/{name}")
            for name in ("ood_prototype.2", "bank_log_s.9", "bank_t.0")}  # fmt: skip
 on_model("surplus-ood-prototype", "ood_prototype.2", lambda m: m.graph.initializer.append(surplus["ood_prototype.2"]))
@@ -341,6 +345,14 @@ on_contract(
 on_contract("bank-classes-of-another-count", "classes of 2 bank rows", "bank.classes", encode_array(np.zeros(2, "<i4")))
 on_contract("bank-classes-broken", "cannot be decoded", "bank.classes", "AAAAAAA=")
 on_contract("bank-paths-of-another-count", "paths of 2 bank rows of 3", "bank.paths", ["a", "b"])
+on_contract("other-scale", "grood/scale in the graph", "scale.value", 2.5)
+on_contract("scale-zero", "scale 0.0", "scale.value", 0.0)
+on_contract("scale-negative", "scale -2.0", "scale.value", -2.0)
+on_contract("scale-too-large", "scale 1e\\+300", "scale.value", 1e300)
+on_contract("scale-trial-zero", "trial of the scale at 0", "scale.trials.1.scale", 0.0)
+on_contract("scale-trial-of-no-auroc", "AUROC outside 0..1", "scale.trials.0.auroc", 1.5)
+on_contract("many-scale-trials", f"{MAX_TRIALS + 1} trials of the scale", "scale.trials",
+            [{"auroc": 0.5, "scale": 1.0}] * (MAX_TRIALS + 1))  # fmt: skip
 on_contract("many-bank-trials", f"{MAX_TRIALS + 1} trials", "bank.trials",
             [{"auroc": 0.5, "changed": 0.0, "rows": 1}] * (MAX_TRIALS + 1))  # fmt: skip
 on_contract("many-candidates", f"{MAX_TRIALS + 1} candidates", "selection.candidates",

@@ -22,6 +22,7 @@ from grood_edge.outputs import Outputs
 from grood_edge.preprocessing import PreprocessingOptions, preprocess_frame, resolve_preprocessing
 from grood_edge.probes import (
     MARGIN,
+    ProbeReport,
     decode_png,
     encode_png,
     make_probes,
@@ -132,6 +133,19 @@ class TestReplay:
         report = replay_probes(contract, run, "cpu")
         assert not report.passed
         assert max(row.error for row in report.rows[: len(contract.probes)]) <= 1e-4
+
+    def test_the_tolerance_grows_with_a_scale_above_1(self, session: Session, contract: Contract) -> None:
+        """Distances are rounded, and the score has the scale times the distances; below 1 nothing is taken off."""
+
+        def report(scale: float, shift: float) -> ProbeReport:
+            wrong = replace_probe(contract, 1, ood_score=contract.probes[1].ood_score + shift)
+            scaled = dataclasses.replace(wrong, scale=dataclasses.replace(wrong.scale, value=scale))
+            return replay_probes(scaled, session.backend.run, "cpu")
+
+        for scale, tolerance in ((0.125, 1e-3), (1.0, 1e-3), (8.0, 8e-3)):
+            assert report(scale, 0.0).tolerance == pytest.approx(tolerance)
+            assert report(scale, 0.8 * tolerance).passed
+            assert not report(scale, 1.2 * tolerance).passed
 
     def test_no_probes_do_not_pass(self, session: Session, contract: Contract) -> None:
         report = replay_probes(dataclasses.replace(contract, probes=()), session.backend.run, "cpu")

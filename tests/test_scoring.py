@@ -1,6 +1,6 @@
 """The equation three times: torch autograd on the literal definition, NumPy's closed form, and the ONNX head."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,7 @@ HEAD_TOLERANCE = 2e-4  # float32 head against float64, where E = S^2 / max(s, s_
 MIN_GAP = 1e-3
 
 NORMS = (1.0, 80.0, 500.0)
+SCALES = (0.125, 8.0)
 CLASS_COUNTS = (2, 10, 100)
 DIMENSION = 96
 
@@ -49,19 +50,20 @@ class Case:
     prototypes: Prototypes
     ood_prototype: Vector64
 
-    def head(self, kind: str = "float32") -> Head:
+    def head(self, kind: str = "float32", scale: float = 1.0) -> Head:
         """The head with one OOD prototype over float32 or int8 rows, with `three` of them and maps, or with no bank."""
         bank = self.fit.astype(np.float64)
         if kind == "no bank":
-            return head_over(self.prototypes, bank[:0], (self.ood_prototype,))
+            return head_over(self.prototypes, bank[:0], (self.ood_prototype,), scale=scale)
         if kind in ("float32", "int8"):
-            return head_over(self.prototypes, bank, (self.ood_prototype,), kind)  # type: ignore[arg-type]
+            return head_over(self.prototypes, bank, (self.ood_prototype,), kind, scale=scale)  # type: ignore[arg-type]
         mixed = 0.5 * (self.prototypes[:-1] + self.prototypes[1:]).mean(axis=0) + 0.25 * self.prototypes[0]
         prototypes = (self.ood_prototype, mixed, np.zeros(DIMENSION))
-        scores = nearest_rows(self.scored[:40].astype(np.float64), head_over(self.prototypes, bank, prototypes, "int8"))
+        unmapped = head_over(self.prototypes, bank, prototypes, "int8", scale=scale)
+        scores = nearest_rows(self.scored[:40].astype(np.float64), unmapped)
         maps = tuple(fitted_map(nearest.score) for nearest in scores)
         assert all(score_map.knots.size > 5 for score_map in maps)
-        return head_over(self.prototypes, bank, prototypes, "int8", maps)
+        return head_over(self.prototypes, bank, prototypes, "int8", maps, scale)
 
 
 KINDS = ("float32", "int8", "three", "no bank")
@@ -73,14 +75,15 @@ def head_over(
     ood_prototypes: tuple[Vector64, ...],
     dtype: BankDtype = "float32",
     maps: tuple[ScoreMap, ...] = (),
+    scale: float = 1.0,
 ) -> Head:
     """Look at the bank from every OOD prototype."""
     rows = rounded_rows(bank, prototypes, dtype) if len(bank) else bank
-    alone = Head(prototypes, bank[:0], tuple(OodHead(p, np.zeros(0)) for p in ood_prototypes))
+    alone = Head(prototypes, bank[:0], tuple(OodHead(p, np.zeros(0)) for p in ood_prototypes), scale=scale)
     seen = nearest_rows(rows, alone)
     maps = maps or (IDENTITY,) * len(ood_prototypes)
     heads = (OodHead(p, n.log_s[: len(rows)], t) for p, n, t in zip(ood_prototypes, seen, maps, strict=True))
-    return Head(prototypes, rows, tuple(heads), dtype)
+    return Head(prototypes, rows, tuple(heads), dtype, scale)
 
 
 def make_case(norm: float, classes: int) -> Case:
@@ -100,15 +103,17 @@ def make_case(norm: float, classes: int) -> Case:
     return Case(fit, scored, prototypes, prototypes.mean(axis=0))
 
 
-def autograd_gradients(features: Features64, prototypes: Prototypes, ood_prototype: Vector64) -> Bank:
-    """Return d cross_entropy(softmax(-distances), predicted class) / d p_ood, one row an image, from torch alone."""
+def autograd_gradients(
+    features: Features64, prototypes: Prototypes, ood_prototype: Vector64, scale: float = 1.0
+) -> Bank:
+    """Return d cross_entropy(softmax(-a distances), predicted class) / d p_ood, one row an image, from torch alone."""
     h, p = torch.from_numpy(features), torch.from_numpy(prototypes)
     p_ood = (
         torch.from_numpy(ood_prototype).expand(len(h), -1).clone().requires_grad_()
     )  # a copy a row: one gradient each
     class_distances = torch.linalg.vector_norm(h[:, None, :] - p[None], dim=2)
     ood_distance = torch.linalg.vector_norm(h - p_ood, dim=1)
-    logits = -torch.cat([class_distances, ood_distance[:, None]], dim=1)
+    logits = -scale * torch.cat([class_distances, ood_distance[:, None]], dim=1)
     predicted = class_distances.argmin(dim=1)
     torch.nn.functional.cross_entropy(logits, predicted, reduction="sum").backward()  # type: ignore[no-untyped-call]
     assert p_ood.grad is not None
@@ -173,7 +178,8 @@ def head_and_definition(
     actual = run_head(open_ort(stored), rows, batch, space)
     assert comparable.mean() > 0.9
     assert actual["valid"].all()
-    np.testing.assert_allclose(actual["ood_score"][comparable], expected[comparable], rtol=0, atol=HEAD_TOLERANCE)
+    tolerance = HEAD_TOLERANCE * max(1.0, head.scale)  # distances are rounded, and the score has a times the distances
+    np.testing.assert_allclose(actual["ood_score"][comparable], expected[comparable], rtol=0, atol=tolerance)
     return actual, expected, comparable
 
 
@@ -185,6 +191,30 @@ def test_every_kind_of_head_is_its_definition(norm: float, classes: int, kind: s
     actual, _, _ = head_and_definition(case.head(kind), case.scored)
     known, strange = actual["ood_score"][:40], actual["ood_score"][40:]
     assert np.median(known) < np.median(strange)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_kind_of_head_is_its_definition_at_any_scale(scale: float, norm: float, kind: str) -> None:
+    case = make_case(norm, 10)
+    head = case.head(kind, scale)
+    actual, expected, _ = head_and_definition(head, case.scored)
+    assert head_from_model(onnx_head(head)).scale == scale
+    forgotten = ood_scores(case.scored.astype(np.float64), replace(head, scale=1.0))
+    assert np.median(np.abs(expected - forgotten)) > 100 * HEAD_TOLERANCE * max(1.0, scale)
+    assert np.isfinite(actual["ood_score"]).all()
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_scaled_score_is_that_of_autograd(scale: float) -> None:
+    """The gradient of the scaled distances is a s u: the factor a is the same for all, and the score leaves it out."""
+    case = make_case(5.0, 4)
+    scored, fit = case.scored.astype(np.float64), case.fit.astype(np.float64)
+    samples, bank = (autograd_gradients(h, case.prototypes, case.ood_prototype, scale) for h in (scored, fit))
+    closed = ood_scores(scored, case.head(scale=scale))
+    literal = literal_log_s(samples / scale, bank / scale)
+    np.testing.assert_allclose(np.exp(closed - literal), 1.0, rtol=0, atol=CLOSED_FORM_TOLERANCE)
 
 
 @pytest.mark.parametrize("batch", [0, 1])

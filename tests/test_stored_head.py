@@ -32,6 +32,7 @@ from grood_edge.stored_head import (
     rounded_rows,
 )
 
+NEW_SCALE = 0.375
 DECISIONS = ["class_id", "ood_score", "p_value", "is_ood", "valid"]
 
 
@@ -57,7 +58,7 @@ def initializers(model: bytes) -> dict[str, np.ndarray]:
 
 
 def new_head(stored: bytes) -> Head:
-    """Return another head of the same shape: other rows, other OOD prototypes, other maps with as many knots."""
+    """Return another head of the same shape: other rows, scale and OOD prototypes, other maps with as many knots."""
     rng, old = np.random.default_rng(0), head_from_model(stored)
     prototypes = rng.standard_normal(old.prototypes.shape) * 5
     around = prototypes[np.arange(len(old.bank)) % 7] + rng.standard_normal(old.bank.shape)
@@ -65,11 +66,11 @@ def new_head(stored: bytes) -> Head:
     ood_heads = []
     for index, ood_head in enumerate(old.ood_heads):
         prototype = prototypes.mean(axis=0) + index * rng.standard_normal(bank.shape[1])
-        alone = Head(prototypes, np.zeros((0, bank.shape[1])), (OodHead(prototype, np.zeros(0)),))
+        alone = Head(prototypes, np.zeros((0, bank.shape[1])), (OodHead(prototype, np.zeros(0)),), scale=NEW_SCALE)
         knots = ood_head.score_map.knots.size
         score_map = ScoreMap(0.25, 0.5, np.linspace(-20, 0, knots), np.full(knots, 0.5 / knots))
         ood_heads.append(OodHead(prototype, nearest_rows(bank, alone)[0].log_s, score_map))
-    return Head(prototypes, bank, tuple(ood_heads), old.bank_dtype)
+    return Head(prototypes, bank, tuple(ood_heads), old.bank_dtype, NEW_SCALE)
 
 
 def one_group(scores: np.ndarray, rank: int, classes: int = 7) -> DecisionRule:
@@ -83,6 +84,7 @@ def test_stored_values_are_those_that_onnx_reads(stored: bytes) -> None:
     rows = tensors["grood/bank"].astype(np.float32) * tensors["grood/bank_scale"][:, None]
     np.testing.assert_array_equal(head.bank, rows.astype(np.float64) + center)
     assert (len(head.ood_heads), head.bank_dtype) == (3, "int8")
+    assert head.scale == tensors["grood/scale"] == np.float32(read_artifact(stored).contract.scale.value)
     for index, ood_head in enumerate(head.ood_heads):
         stored_prototype = tensors[f"grood/ood_prototype.{index}"].astype(np.float64)
         np.testing.assert_array_equal(ood_head.prototype, stored_prototype + center)
@@ -125,6 +127,7 @@ def test_round_trip_through_the_file(stored: bytes) -> None:
         np.testing.assert_allclose(found.score_map.weights, expected.score_map.weights, rtol=1e-6)
         assert (found.score_map.bias, found.score_map.slope) == (0.25, 0.5)
     assert not np.allclose(read.prototypes, head_from_model(stored).prototypes)
+    assert read.scale == NEW_SCALE != head_from_model(stored).scale
 
 
 class TestQuantised:
@@ -163,7 +166,7 @@ def test_replaced_initializers_equal_what_onnx_writes(stored: bytes) -> None:
         if tensor.name in tensors:
             tensor.CopyFrom(numpy_helper.from_array(tensors[tensor.name], tensor.name))
     assert ours == theirs
-    assert len(tensors) == 5 + 3 * 9 + 5
+    assert len(tensors) == 6 + 3 * 9 + 5
     checker.check_model(ours)
 
 
@@ -290,7 +293,9 @@ def test_a_group_may_hold_several_classes(stored: bytes, outputs: Outputs) -> No
 
 
 def test_missing_initializer_is_named(stored: bytes) -> None:
-    names = ("center", "prototypes_t", "bank_scale", "bank_log_s.0", "bank_log_s.2", "map_bias.1", "map_weights.2")
+    names = (
+        "center", "prototypes_t", "scale", "bank_scale", "bank_log_s.0", "bank_log_s.2", "map_bias.1", "map_weights.2",
+    )  # fmt: skip
     for name in ("grood/" + name for name in names):
         model = onnx.load_model_from_string(stored)
         model.graph.initializer.remove(next(t for t in model.graph.initializer if t.name == name))

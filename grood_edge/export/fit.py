@@ -10,7 +10,7 @@ import numpy as np
 
 from grood_edge.arrays import Features
 from grood_edge.contract import Calibration, Fit, GradientBank, Scale, Selection, encode_array
-from grood_edge.contract_reader import MAX_SCALE, MAX_SKETCH, MIN_SCALE
+from grood_edge.contract_reader import MAX_SCALE, MAX_SKETCH, MAX_TEXT, MIN_SCALE, is_plain_name
 from grood_edge.errors import DatasetError, UsageError
 from grood_edge.export.bank import BankRows, HeadPlan, bank_candidates, fit_head
 from grood_edge.export.calibration import (
@@ -47,6 +47,7 @@ __all__ = [
 ]
 
 MAX_SEED = 2**32 - 1  # what NumPy, scikit-learn and torch all take
+MAX_KEPT_PATHS = 20_000  # a contract has 16 MB for everything
 
 BankSize = Literal["auto", "all", "none"] | int
 Space = Literal["features", "logits"]
@@ -161,7 +162,8 @@ def fit_statistics(
     features of shuffled fit images, which choose the scale where it is `auto`.
 
     Raises:
-        DatasetError: classes that cannot be modelled, or a full bank that does not fit.
+        DatasetError: classes that cannot be modelled, a full bank that does not fit, or names of images that cannot be
+            kept.
         UsageError: delta was asked for without unseen images.
     """
     held_out = passes.fit.held_out
@@ -275,8 +277,25 @@ def _bank_entry(table: FeatureTable, head: Head, rows: BankRows, size: BankChoic
         reason=size.reason,
         trials=size.trials,
         classes=encode_array(rows.row_classes().astype("<i4")) if count else "",
-        paths=rows.nearest_names() if count and options.keep_paths else (),
+        paths=_kept_names(rows) if count and options.keep_paths else (),
     )
+
+
+def _kept_names(rows: BankRows) -> tuple[str, ...]:
+    """Return the name behind each row. What a reader of contracts would refuse must not be written."""
+    if rows.count > MAX_KEPT_PATHS:
+        raise DatasetError(
+            f"--keep-paths with a bank of {rows.count:,} rows; expected at most {MAX_KEPT_PATHS:,}. Make the bank "
+            "smaller with --bank N, or export without --keep-paths"
+        )
+    names = rows.nearest_names()
+    for name in names:
+        if not is_plain_name(name):
+            raise DatasetError(
+                f"--keep-paths cannot keep the name of image {name!r}; expected at most {MAX_TEXT:,} characters, "
+                "all of them readable text. Rename it, or export without --keep-paths"
+            )
+    return names
 
 
 def _fit_entry(passes: Passes, classes: tuple[str, ...], options: FitOptions) -> Fit:

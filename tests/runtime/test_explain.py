@@ -42,11 +42,11 @@ def test_reasons_by_hand(session: Session, artifact_path: Path, frames: list[Fra
     head, contract = head_from_model(artifact_path.read_bytes()), session.contract
     features = session.infer(frames).features.astype(np.float64)
     for reason, h in zip(explained(session, frames), features, strict=True):
-        distances = np.linalg.norm(head.prototypes - h, axis=1)
+        distances = head.scale * np.linalg.norm(head.prototypes - h, axis=1)
         assert reason.nearest_class == contract.classes[distances.argmin()]
         assert list(reason.log_s) == [prototype.source for prototype in contract.ood_prototypes]
         for log_s, ood_head in zip(reason.log_s.values(), head.ood_heads, strict=True):
-            d_ood = np.linalg.norm(h - ood_head.prototype)
+            d_ood = head.scale * np.linalg.norm(h - ood_head.prototype)
             assert log_s == pytest.approx(-np.logaddexp.reduce(np.append(-distances, -d_ood)) - d_ood, abs=1e-6)
         row = int(nearest_rows(h[None], head)[0].row[0])
         assert reason.bank_class == contract.classes[contract.bank.row_classes()[row]]
