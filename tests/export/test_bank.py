@@ -95,7 +95,7 @@ def test_nearest_names_are_of_an_image_of_the_row(table: FeatureTable) -> None:
     head, rows = fit_head(table, replace(PLAN, rows=12))
     place = {name: i for i, name in enumerate(rows.names)}
     for row, name in enumerate(rows.nearest_names()):
-        own = np.flatnonzero(rows.assignment == row)
+        own = np.flatnonzero((rows.assignment == row) & (rows.labels == rows.row_classes()[row]))
         distance = np.linalg.norm(rows.features[own] - head.bank[row], axis=1)
         assert place[name] == own[distance.argmin()]
     full, all_rows = fit_head(table, PLAN)

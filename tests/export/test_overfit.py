@@ -91,7 +91,7 @@ def test_memorised_images_calibrate_nothing_and_unseen_ones_do(
             f"\nfalse alarms on {m} unseen ID images at alpha 5 %: calibrated on the training images "
             f"{counts['seen'] / m:.1%}, on unseen images {counts['unseen'] / m:.1%} (99 % band {low}..{high} images)"
         )
-    assert counts["seen"] / m > 3 * 0.05
+    assert counts["seen"] / m > 2 * 0.05
     assert low <= counts["unseen"] <= high
 
 
