@@ -88,7 +88,8 @@ def replay_probes(contract: Contract, run: Callable[[Frames], Outputs], provider
             outputs = run(np.stack(frames[index : index + 2]))
             rows += [_row(contract.probes[index + i], outputs, i) for i in range(2)]
     # Distances are rounded, and the score has a times the distances.
-    return ProbeReport(provider, SCORE_TOLERANCE[provider] * max(1.0, contract.scale.value), tuple(rows))
+    tolerance = SCORE_TOLERANCE[provider] * max(1.0, contract.scale.value) * _narrowness(contract)
+    return ProbeReport(provider, tolerance, tuple(rows))
 
 
 def make_probes(
@@ -106,6 +107,7 @@ def make_probes(
         VerificationError: no frame is left.
     """
     rule = contract.calibration.rule(len(contract.classes))
+    margin = MARGIN * _narrowness(contract)
     probes: list[Probe] = []
     budget = MAX_PROBE_CHARACTERS
     for name, frame in frames:
@@ -113,7 +115,7 @@ def make_probes(
         outputs = run(frame[None])
         best, second = np.sort(outputs.logits[0])[[-1, -2]]
         threshold = rule.threshold(int(outputs.class_id[0]))
-        close = abs(float(outputs.ood_score[0]) - threshold) < MARGIN or best - second < MARGIN
+        close = abs(float(outputs.ood_score[0]) - threshold) < margin or best - second < MARGIN
         if len(png) > budget or len(probes) == MAX_PROBES or close or not outputs.valid[0]:
             continue
         if head is not None and nearest_gap(_head_input(outputs, contract), head)[0] < MIN_GAP:
@@ -182,6 +184,12 @@ def decode_png(text: str, preprocessing: Preprocessing) -> InputFrame:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ArtifactError(f"a probe's picture cannot be decoded ({error}); the artifact is damaged") from error
     return pixels.reshape(preprocessing.height, preprocessing.width, preprocessing.channels)
+
+
+def _narrowness(contract: Contract) -> float:
+    """Return the range of the calibration scores (5 % to 95 %), at most 1: a small scale leaves a narrow one."""
+    quantiles = contract.calibration.quantiles
+    return min(1.0, quantiles[5] - quantiles[1])
 
 
 def _head_input(outputs: Outputs, contract: Contract) -> np.ndarray:
