@@ -12,7 +12,18 @@ from typer.core import TyperGroup
 
 from grood_edge import __version__
 from grood_edge.cli_evaluate import evaluate_command
-from grood_edge.cli_options import AllowUnreadable, Alpha, Force, Json, Labels, PerClass, Provider, Rule
+from grood_edge.cli_options import (
+    AllowUnreadable,
+    Alpha,
+    Force,
+    Json,
+    Labels,
+    PerClass,
+    PerClassOrNone,
+    Provider,
+    Rule,
+    RuleOrNone,
+)
 from grood_edge.errors import GroodEdgeError, UsageError
 
 __all__ = ["app", "main"]
@@ -181,8 +192,8 @@ def calibrate_command(
     out: Annotated[Path | None, typer.Option(help="Where to write; without it the artifact is replaced.")] = None,
     alpha: Alpha = None,
     delta: Annotated[float | None, typer.Option(help="Risk that the rate exceeds alpha after all.")] = None,
-    rule: Rule = "guaranteed",
-    per_class: PerClass = False,
+    rule: RuleOrNone = None,
+    per_class: PerClassOrNone = None,
     labels: Labels = "folder",
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
     force: Force = False,
@@ -198,7 +209,7 @@ def calibrate_command(
         labels=labels,
         alpha=alpha,
         delta=delta,
-        marginal=rule == "marginal",
+        marginal=None if rule is None else rule == "marginal",
         per_class=per_class,
         seed=seed,
         force=force,

@@ -16,4 +16,10 @@ Rule = Annotated[
     typer.Option(help="'marginal': alpha on average over calibration sets, without a confidence."),
 ]
 PerClass = Annotated[bool, typer.Option("--per-class", help="p-values, and alpha, for each predicted class.")]
+RuleOrNone = Annotated[
+    Literal["guaranteed", "marginal"] | None, typer.Option(help="As for export. [default: the artifact's own]")
+]
+PerClassOrNone = Annotated[
+    bool | None, typer.Option("--per-class/--all-classes", help="As for export. [default: as in the artifact]")
+]
 AllowUnreadable = Annotated[bool, typer.Option("--allow-unreadable", help="Go on with over 1 % unreadable images.")]

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import numpy as np
 
+from grood_edge.conformal import largest_rank
 from grood_edge.contract import CONTRACT_VERSION, SCHEMA_NAME, Calibration, Contract, GradientBank, Scale, Selection
 from grood_edge.errors import ArtifactError, UsageError
 from grood_edge.preprocessing import Preprocessing
@@ -185,7 +186,7 @@ def _selection_rules(selection: Selection) -> list[tuple[bool, str]]:
 
 
 def _is_sketch(hashes: np.ndarray) -> bool:
-    return hashes.size <= MAX_SKETCH and bool((hashes[1:] > hashes[:-1]).all())
+    return 1 <= hashes.size <= MAX_SKETCH and bool((hashes[1:] > hashes[:-1]).all())
 
 
 def _calibration_rules(calibration: Calibration) -> list[tuple[bool, str]]:
@@ -193,6 +194,7 @@ def _calibration_rules(calibration: Calibration) -> list[tuple[bool, str]]:
     sizes, ranks = calibration.class_sizes, calibration.class_ranks
     return [
         (n_scores == calibration.n, f"{n_scores} calibration scores where n is {calibration.n}"),
+        (calibration.guarantee == "none" or _is_carried(calibration), f"a k of {calibration.k} that n does not carry"),
         (1 <= calibration.k <= calibration.n, f"k {calibration.k} where n is {calibration.n}"),
         (0 < calibration.alpha < 1, f"alpha {calibration.alpha}"),
         (calibration.delta is None or 0 < calibration.delta < 1, f"delta {calibration.delta}"),
@@ -212,6 +214,16 @@ def _calibration_rules(calibration: Calibration) -> list[tuple[bool, str]]:
         (list(quantiles) == sorted(quantiles) and len(quantiles) == 7, "other than 7 ascending quantiles"),
         (_SHA256.fullmatch(calibration.data_digest) is not None, f"data digest {_short(calibration.data_digest)}"),
     ]
+
+
+def _is_carried(calibration: Calibration) -> bool:
+    """Tell whether k keeps what alpha and delta say. One more is let pass: the last digit of a tail may differ."""
+    alpha, delta = calibration.alpha, calibration.delta
+    ranks = calibration.class_ranks or (calibration.k,)
+    sizes = calibration.class_sizes or (calibration.n,)
+    if not 0 < alpha < 1 or not (delta is None or 0 < delta < 1) or len(ranks) != len(sizes):
+        return True  # said by another rule
+    return all(k <= largest_rank(alpha, delta, n) + 1 for k, n in zip(ranks, sizes, strict=True))
 
 
 def _probe_rules(contract: Contract) -> list[tuple[bool, str]]:

@@ -123,19 +123,24 @@ def score_tables(summary: ScoreSummary, session: Session, rows: list[ScoreRow]) 
         ("is_ood", f"{summary.flagged:,} ({summary.flagged_share:.1%}), {summary.invalid} of them not valid"),
         ("classes", _listed(tuple(f"{name} {count}" for name, count in summary.classes.items()))),
         ("decision", _rule_sentence(session)),
-        ("guarantee", guarantee_sentence(session.contract)),
+        ("guarantee", guarantee_sentence(session.contract) + _at_another_alpha(session)),
     ]
     return [*([table] if rows else []), _key_values("summary", counts)]
 
 
+def _at_another_alpha(session: Session) -> str:
+    own = session.contract.calibration.alpha
+    if session.alpha == own:
+        return ""
+    return f" (that is at the artifact's own alpha {own:g}; delta holds for an alpha that was fixed beforehand)"
+
+
 def _rule_sentence(session: Session) -> str:
     rule = session.rule
+    alpha = f"alpha = {session.alpha:g}" if states_alpha(session.contract) else "no alpha is stated"
     if len(rule.ranks) > 1:
-        return f"alpha = {session.alpha:g}: OOD where fewer than k calibration scores of the predicted class are >="
-    return (
-        f"alpha = {session.alpha:g}: OOD where at most {rule.ranks[0] - 1} of {rule.scores[0].size:,} calibration "
-        "scores are >="
-    )
+        return f"{alpha}: OOD where fewer than k calibration scores of the predicted class are >="
+    return f"{alpha}: OOD where at most {rule.ranks[0] - 1} of {rule.scores[0].size:,} calibration scores are >="
 
 
 def demo_tables(report: Any) -> list[Any]:
@@ -178,25 +183,24 @@ def _key_values(title: str, rows: list[tuple[str, str]]) -> Table:
 
 def guarantee_sentence(contract: Contract) -> str:
     """Say in one sentence what the calibration promises."""
-    c = contract.calibration
+    c, alarms = contract.calibration, f"false alarms{_of_class(contract)}"
     if c.guarantee == "conformal":
         assert c.delta is not None
-        of_class = " of every predicted class" if c.class_ranks else ""
         return (
-            f"false alarms on ID frames{of_class} stay at or below {c.alpha:.3g} with {1 - c.delta:.0%} confidence, "
+            f"{alarms} on ID frames stay at or below {c.alpha:.3g} with {1 - c.delta:.0%} confidence, "
             f"for frames like the {c.n:,} unseen calibration images"
         )
     if c.guarantee == "marginal":
         return (
-            f"false alarms on ID frames are at or below {c.alpha:.3g} on average over calibration sets, with this one "
+            f"{alarms} on ID frames are at or below {c.alpha:.3g} on average over calibration sets, with this one "
             f"({c.n:,} unseen images) above it about half of the time; --rule guaranteed gives a confidence"
         )
     if c.guarantee == "approximate":
         return (
-            f"cross-fitted on {c.n:,} images: false alarms near or below {c.alpha:.3g} in measurements, no theorem. "
+            f"cross-fitted on {c.n:,} images: {alarms} near or below {c.alpha:.3g} in measurements, no theorem. "
             "For a guarantee: grood-edge calibrate MODEL --data UNSEEN --threshold-only"
         )
-    if contract.space == "logits":
+    if not states_alpha(contract):
         return (
             "calibration: seen-in-training, guarantee: none, and no alpha is stated: logits of training images look "
             "far more certain than those of new ones. Remedy: grood-edge calibrate MODEL --data UNSEEN --threshold-only"
@@ -205,6 +209,15 @@ def guarantee_sentence(contract: Contract) -> str:
         "calibration: seen-in-training, guarantee: none. False alarms may be many times alpha. "
         "Remedy: grood-edge calibrate MODEL --data UNSEEN --threshold-only (59 unseen images carry alpha 0.05)"
     )
+
+
+def _of_class(contract: Contract) -> str:
+    return " (of each predicted class, taken by itself)" if contract.calibration.class_ranks else ""
+
+
+def states_alpha(contract: Contract) -> bool:
+    """Tell whether a rate may be named at all: of logits of training images none may."""
+    return contract.space == "features" or contract.calibration.provenance == "unseen"
 
 
 def artifact_table(artifact: Artifact) -> Table:
@@ -315,7 +328,7 @@ def _selection_table(selection: Selection) -> str:
 def _decision(contract: Contract) -> str:
     c = contract.calibration
     few = "; fewer than 300 images calibrate, so few OOD images are found" if c.n < 300 else ""
-    if c.guarantee == "none" and contract.space == "logits":
+    if not states_alpha(contract):
         return f"k = {c.k} of {c.n:,} training scores; no alpha is stated{few}"
     delta = "none" if c.delta is None else f"{c.delta:g}"
     ranks = f"k = {c.k}"

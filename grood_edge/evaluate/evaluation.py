@@ -67,6 +67,7 @@ def evaluate(session: Session, options: EvaluateOptions, progress: Progress = si
     return Evaluation(
         alpha=session.alpha,
         threshold=one_threshold(session),
+        guarantee=session.contract.calibration.guarantee,
         promise=check_promise(session, scored_id),
         missed_most=sentence_of_missed(ood),
         id=_id_result(scored_id, classes),

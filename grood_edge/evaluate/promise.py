@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from grood_edge.contract import Contract
+from grood_edge.contract_reader import MAX_SKETCH
 from grood_edge.evaluate.decision import groups_of
 from grood_edge.evaluate.metrics import count_band, rate_interval
 from grood_edge.evaluate.passes import ScoredSet
@@ -65,7 +66,7 @@ def _acquaintance(id_set: ScoredSet, contract: Contract) -> str:
     calibration, sketch = contract.calibration, contract.fit.sketch_hashes()
     if id_set.digest == calibration.data_digest:
         return "these are the images that calibrated the artifact"
-    covered = id_set.hashes if sketch.size >= contract.fit.images else id_set.hashes[id_set.hashes <= sketch.max()]
+    covered = id_set.hashes if sketch.size < MAX_SKETCH else id_set.hashes[id_set.hashes <= sketch[-1]]
     fitted = int(np.isin(covered, sketch).sum())
     if fitted > max(1, _FITTED * covered.size):
         return f"the artifact was fitted on {fitted / covered.size:.0%} of them"

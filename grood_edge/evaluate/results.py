@@ -120,6 +120,7 @@ class Evaluation:
 
     alpha: float
     threshold: float | None
+    guarantee: str
     promise: Promise
     missed_most: str
     id: IdResult

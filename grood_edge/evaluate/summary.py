@@ -31,7 +31,8 @@ class TextTable:
 
 def headline(evaluation: Evaluation) -> str:
     """Return the verdict in one sentence."""
-    rate, promised = f"{evaluation.id.rate:.1%} of ID images", f"promised: at most {100 * evaluation.alpha:.3g}%"
+    aim = {"marginal": "promised on average", "approximate": "aimed at"}.get(evaluation.guarantee, "promised")
+    rate, promised = f"{evaluation.id.rate:.1%} of ID images", f"{aim}: at most {100 * evaluation.alpha:.3g}%"
     agree = "are within what was promised"
     if evaluation.id.rate > evaluation.alpha:
         agree = f"agree with the promise, as far as {evaluation.id.images} images can tell"

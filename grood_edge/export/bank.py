@@ -149,7 +149,7 @@ def _own_row_left_out(rows: BankRows, head: Head, seed: int) -> list[Scores64]:
     x, own = rows.features[sample], rows.assignment[sample]
     distances = class_distances(x, head.prototypes)
     log_s = [log_s_of(distances, np.linalg.norm(x - h.prototype, axis=1), head.scale) for h in head.ood_heads]
-    if len(head.bank) < 2:
+    if len(head.bank) == 0 or len(rows.features) < 2:
         return log_s
     size = np.bincount(rows.assignment)[own].astype(np.float64)
     others = np.maximum(size - 1, 1)  # a row of one image has no others: it is left out, whatever stands for it

@@ -170,7 +170,7 @@ def fit_statistics(
     promise = _promise(passes, options)
     table = passes.fit.fit if promise.method == "split" else passes.everything()
     require_usable_classes(table, classes, predicted=options.labels == "predicted")
-    selection = Selection(options.ood_prototype, "as asked for", 0, 0, ())
+    selection = Selection(_without_paths(options.ood_prototype), "as asked for", 0, 0, ())
     plan = HeadPlan(sources, None, options.bank_dtype, options.seed)
     scale = Scale(1.0, str(options.scale), "as asked for", ())
     if options.scale != "auto":
@@ -217,6 +217,11 @@ def calibrated(model: bytes, fitted: Fitted, classes: tuple[str, ...], space: Sp
     held_out = CalibrationScores(scores, fitted.calibration_classes, fitted.calibration_digest)
     calibration = calibration_from_scores(held_out, fitted.promise, classes)
     return model_with_tensors(model, calibration_tensors(calibration.rule(len(classes)))), calibration
+
+
+def _without_paths(ood_prototype: str) -> str:
+    """A folder's path is nobody's business but the user's."""
+    return ",".join("images" if name.startswith("images:") else name for name in ood_prototype.split(","))
 
 
 def _promise(passes: Passes, options: FitOptions) -> Promise:

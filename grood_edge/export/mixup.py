@@ -53,7 +53,6 @@ def mixup_source(
     own = fitted.frame_labels[chosen]
     names = tuple(fitted.frame_names[i] for i in chosen)
     entry = OodPrototype("mixup", len(chosen), False, where)
-    entry = OodPrototype("mixup", len(chosen), False, where)
     return OodSource(entry, mixes=Mixes(features, own, other, names))
 
 

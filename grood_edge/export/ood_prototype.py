@@ -6,6 +6,7 @@ import numpy as np
 
 from grood_edge.arrays import Features, Frames, Labels, Prototypes, Vector64
 from grood_edge.contract import OodPrototype
+from grood_edge.contract_reader import MAX_OOD_PROTOTYPES
 from grood_edge.errors import UsageError
 from grood_edge.export.dataset import open_dataset
 from grood_edge.export.features import Reading, collect_features
@@ -104,6 +105,8 @@ def source_names(text: str) -> tuple[str, ...]:
                 f"--ood-prototype {text!r}: {name!r} is unknown; expected auto, or some of {', '.join(_NAMES)} and "
                 "images:DIR, separated by commas"
             )
+    if len(names) > MAX_OOD_PROTOTYPES:
+        raise UsageError(f"--ood-prototype names {len(names)} sources; expected at most {MAX_OOD_PROTOTYPES}")
     if len(set(names)) < len(names) or (AUTO in names and len(names) > 1):
         raise UsageError(f"--ood-prototype {text!r}; expected every source once, and auto alone")
     return names

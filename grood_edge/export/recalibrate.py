@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 
 from grood_edge.artifact import Artifact, artifact_bytes, read_artifact
-from grood_edge.contract import Contract, OodPrototype, Probe
+from grood_edge.contract import Contract, Fit, OodPrototype, Probe, encode_array
 from grood_edge.contract_reader import MAX_SKETCH
 from grood_edge.errors import DatasetError
 from grood_edge.export.calibration import Promise
 from grood_edge.export.dataset import LabelSource, open_dataset
 from grood_edge.export.features import Reading
 from grood_edge.export.fit import BankSize, FitOptions, Fitted, Passes, calibrated, fit_statistics, read_passes
-from grood_edge.export.ood_prototype import OodSource
+from grood_edge.export.ood_prototype import AUTO, OodSource
+from grood_edge.export.selection import MOST_ROWS
 from grood_edge.export.verify import Verification, reopen, require_equal_scores, run_frames, verification_frames
 from grood_edge.ort import OrtModel, open_ort
 from grood_edge.probes import decode_png, make_probes
@@ -37,15 +38,15 @@ class RecalibrateOptions:
     """How to recalibrate. alpha and delta: None keeps the artifact's own (delta 0.05 where it has none).
 
     threshold_only: keep prototypes and bank, replace the calibration scores alone. marginal: alpha on average, without
-    a confidence. per_class: p-values by predicted class.
+    a confidence. per_class: p-values by predicted class. None keeps the artifact's own rule.
     """
 
     threshold_only: bool = False
     labels: LabelSource = "folder"
     alpha: float | None = None
     delta: float | None = None
-    marginal: bool = False
-    per_class: bool = False
+    marginal: bool | None = None
+    per_class: bool | None = None
     seed: int = 0
     force: bool = False
     allow_unreadable: bool = False
@@ -120,6 +121,12 @@ def recalibrate(
     return RecalibrateReport(target, before, contract, verification, passes.fit.unreadable, ())
 
 
+def _with_old_images(fit: Fit, before: Fit) -> Fit:
+    """Keep the hashes of the images that the artifact was fitted on before: the network may have learned from them."""
+    both = np.unique(np.concatenate([fit.sketch_hashes(), before.sketch_hashes()]))[:MAX_SKETCH]
+    return replace(fit, sketch=encode_array(both.astype("<u8")))
+
+
 def _require_new_images(artifact: Artifact, passes: Passes) -> None:
     """Refuse images that the artifact was fitted on: they would turn "no guarantee" into a false one.
 
@@ -128,9 +135,9 @@ def _require_new_images(artifact: Artifact, passes: Passes) -> None:
     Raises:
         DatasetError: says how many of the images are known.
     """
-    sketch, fit = artifact.contract.fit.sketch_hashes(), artifact.contract.fit
+    sketch = artifact.contract.fit.sketch_hashes()
     hashes = passes.fit.frame_hashes
-    whole = sketch.size >= fit.images or sketch.size < MAX_SKETCH
+    whole = sketch.size < MAX_SKETCH
     covered = hashes if whole else hashes[hashes <= sketch[-1]]
     known = int(np.isin(covered, sketch).sum())
     if known > KNOWN_LIMIT * len(covered):
@@ -143,7 +150,12 @@ def _require_new_images(artifact: Artifact, passes: Passes) -> None:
 
 def _fit_options(before: Contract, options: RecalibrateOptions) -> FitOptions:
     bank: BankSize = before.bank.rows if before.bank.choice == "kmeans" else before.bank.choice
+    if bank == "all" and before.bank.asked == AUTO:
+        bank = max(MOST_ROWS, before.bank.rows)  # more images than that become k-means rows, as `auto` would have it
     calibration = before.calibration
+    marginal = options.marginal
+    if marginal is None:
+        marginal = calibration.guarantee == "marginal" and options.delta is None
     return FitOptions(
         ood_prototype=before.selection.asked,
         scale=before.scale.value,
@@ -153,9 +165,9 @@ def _fit_options(before: Contract, options: RecalibrateOptions) -> FitOptions:
         keep_paths=bool(before.bank.paths),
         labels=options.labels,
         alpha=calibration.alpha if options.alpha is None else options.alpha,
-        delta=None if options.marginal else calibration.delta if options.delta is None else options.delta,
-        marginal=options.marginal,
-        per_class=options.per_class,
+        delta=options.delta if marginal or options.delta is not None else calibration.delta,
+        marginal=marginal,
+        per_class=bool(calibration.class_sizes) if options.per_class is None else options.per_class,
         unseen=True,
         seed=options.seed,
     )
@@ -168,8 +180,14 @@ def _fitted(artifact: Artifact, passes: Passes, threshold_only: bool, fit_option
     if not threshold_only:
         as_before = replace(fit_options, ood_prototype=ARTIFACTS_OWN)
         fitted = fit_statistics(passes, before.classes, sources, as_before)
-        bank = replace(fitted.bank, asked=before.bank.asked, reason="of the size that the artifact had")
-        return replace(fitted, selection=before.selection, scale=before.scale, bank=bank)
+        bank = replace(fitted.bank, asked=before.bank.asked, reason="of the kind that the artifact had")
+        return replace(
+            fitted,
+            selection=before.selection,
+            scale=before.scale,
+            bank=bank,
+            fit=_with_old_images(fitted.fit, before.fit),
+        )
     promise = Promise(
         fit_options.alpha, fit_options.delta, "unseen", "separate", fit_options.marginal, fit_options.per_class
     )

@@ -13,7 +13,7 @@ from grood_edge.arrays import Features, Frames
 from grood_edge.contract import Scale, ScaleTrial
 from grood_edge.export.bank import HeadPlan, bank_rows, head_of
 from grood_edge.export.features import FeaturePass, FeatureTable, Reading
-from grood_edge.export.leave_class_out import leave_out
+from grood_edge.export.leave_class_out import divisible_classes, leave_out
 from grood_edge.ort import OrtModel
 from grood_edge.progress import Progress, silent
 from grood_edge.ranking import auroc
@@ -37,6 +37,8 @@ def choose_scale(table: FeatureTable, shuffled: Features, plan: HeadPlan, progre
         plan: the OOD prototypes.
         progress: called as the work goes on.
     """
+    if divisible_classes(table) == 0:
+        return Scale(1.0, "auto", "no class has two images, so none could be held out: 1 is the paper's", ())
     half = leave_out(table, plan.seed, BANK_IMAGES)
     strangers = shuffled.astype(np.float64)
     trials = []
