@@ -133,7 +133,7 @@ def run(data: Path, work: Path, seed: int, sources: list[str], extra: dict[str, 
     rows: dict[str, Row] = {}
     result: dict[str, Any] = {"seed": seed}
     first = work / "first.onnx"
-    report = export_model(network, train, first, replace(options, ood_prototype="mean", bank="none"))
+    report = export_model(network, train, first, replace(options, ood_prototype="mean", bank="none", scale=1.0))
     id_outputs, held_outputs = outputs_of_folder(first, test), outputs_of_folder(first, held)
     ood = {kind: outputs_of_folder(first, data / kind) for kind in SETS}
     artifact, other = work / "animals.onnx", work / "other.onnx"

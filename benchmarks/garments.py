@@ -206,7 +206,7 @@ def run(garments: Garments, network: SmallCnn, seed: int, sources: list[str], ex
     result: dict[str, Any] = {"seed": seed}
     with tempfile.TemporaryDirectory() as folder:
         first, artifact, other = (Path(folder) / f"{name}.onnx" for name in ("first", "garments", "other"))
-        export_model(network, [(fit, labels)], first, replace(options, ood_prototype="mean", bank="none"))
+        export_model(network, [(fit, labels)], first, replace(options, ood_prototype="mean", bank="none", scale=1.0))
         test_outputs = outputs_of(first, batches(garments.test[test]))
         ood = {name: outputs_of(first, batches(frames)) for name, frames in garments.ood.items()}
         for source in sources:

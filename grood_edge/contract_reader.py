@@ -140,6 +140,11 @@ def _network_rules(contract: Contract) -> list[tuple[bool, str]]:
         (fit.seed >= 0, f"seed {fit.seed}"),
         (_is_sketch(fit.sketch_hashes()), "a sketch of the fit images that is not ascending, or too long"),
         (set(fit.classes_without_prototype) <= set(contract.classes), "a class without prototype that is no class"),
+        (
+            all(contract.classes.count(name) == 1 for name in fit.classes_without_prototype)
+            and len(set(fit.classes_without_prototype)) == len(fit.classes_without_prototype),
+            "a class without prototype whose name is not its own",
+        ),
         (_SHA256.fullmatch(fit.data_digest) is not None, f"data digest {_short(fit.data_digest)}"),
         (len(contract.tools) <= MAX_TOOLS, f"{len(contract.tools)} tools"),
     ]
@@ -194,7 +199,6 @@ def _calibration_rules(calibration: Calibration) -> list[tuple[bool, str]]:
     sizes, ranks = calibration.class_sizes, calibration.class_ranks
     return [
         (n_scores == calibration.n, f"{n_scores} calibration scores where n is {calibration.n}"),
-        (calibration.guarantee == "none" or _is_carried(calibration), f"a k of {calibration.k} that n does not carry"),
         (1 <= calibration.k <= calibration.n, f"k {calibration.k} where n is {calibration.n}"),
         (0 < calibration.alpha < 1, f"alpha {calibration.alpha}"),
         (calibration.delta is None or 0 < calibration.delta < 1, f"delta {calibration.delta}"),
@@ -211,6 +215,7 @@ def _calibration_rules(calibration: Calibration) -> list[tuple[bool, str]]:
         ),
         (len(sizes) == len(ranks), f"{len(sizes)} class sizes and {len(ranks)} class ranks"),
         (all(1 <= k <= n for k, n in zip(ranks, sizes, strict=False)), "a class rank outside 1..its class size"),
+        (calibration.guarantee == "none" or _is_carried(calibration), f"a k of {calibration.k} that n does not carry"),
         (list(quantiles) == sorted(quantiles) and len(quantiles) == 7, "other than 7 ascending quantiles"),
         (_SHA256.fullmatch(calibration.data_digest) is not None, f"data digest {_short(calibration.data_digest)}"),
     ]

@@ -183,8 +183,8 @@ def test_digest_covers_every_value(document: dict[str, Any]) -> None:
         ("classes.0", "mug"), ("preprocessing.std.0", 254.0), ("classifier.features_tensor", "g"),
         ("bank.candidates", 4),
         ("fit.images", 7), ("calibration.alpha", 0.4), ("tools.numpy", "2.1"), ("probes.0.ood_score", -1.0),
-        ("space", "logits"), ("selection.candidates.1.auroc", 0.5), ("bank.paths.1", "x"), ("fit.sketch", ""),
-        ("scale.value", 0.25), ("scale.trials.1.auroc", 0.25),
+        ("space", "logits"), ("selection.candidates.1.auroc", 0.5), ("bank.paths.1", "x"),
+        ("fit.sketch", "AQAAAAAAAAA="), ("scale.value", 0.25), ("scale.trials.1.auroc", 0.25),
     ]:  # fmt: skip
         seen.add(read(changed(document, path, value)).digest())
     assert len(seen) == 15
@@ -302,6 +302,7 @@ CONTRADICTIONS: list[tuple[str, Any, str]] = [
     ("calibration.class_ranks", [1], "2 class sizes and 1 class ranks"),
     ("calibration.class_ranks", [1, 0], "a class rank outside"),
     ("calibration.class_ranks", [3, 1], "a class rank outside"),
+    ("fit.sketch", "", "a sketch of the fit images"),
     ("classes", ["one"], "a class that does not exist|1 classes"),
     ("classes", ["a", "b", "c"], "probes with other class counts|class sizes for 3 classes"),
     ("ood_prototypes", [], "0 OOD prototypes"),

@@ -136,6 +136,8 @@ class _Pass:
         self.notes: list[str] = []
         self.check = CheckSamples()
         self._hold_out = reading.hold_out
+        rng = np.random.default_rng([reading.seed, HELD_OUT_EVERY])
+        self._first = rng.integers(0, HELD_OUT_EVERY, reading.class_count)
         self._fit = Gatherer(reading.class_count, reading.max_rows, reading.seed, reading.stratified)
         self._held = Gatherer(reading.class_count, reading.max_rows, reading.seed + 1, stratified=False)
         self._hashes = array("Q")
@@ -180,13 +182,17 @@ class _Pass:
         )
 
     def _held_out(self, labels: Labels) -> Flags:
-        """Mark every fifth image of each class, counted over the whole pass."""
+        """Mark every fifth image of each class, counted over the whole pass from a random start.
+
+        Else classes with fewer than five images would never calibrate. A class keeps its first two for the fit.
+        """
         chosen = np.zeros(len(labels), bool)
         if self._hold_out:
-            seen = self._fit.counts + self._held.counts
+            fitted, seen = self._fit.counts.copy(), self._fit.counts + self._held.counts + self._first
             for row, label in enumerate(labels):
                 seen[label] += 1
-                chosen[row] = seen[label] % HELD_OUT_EVERY == 0
+                chosen[row] = seen[label] % HELD_OUT_EVERY == 0 and fitted[label] >= 2
+                fitted[label] += not chosen[row]
         return chosen
 
 

@@ -184,6 +184,12 @@ def fit_statistics(
     plan = replace(plan, sources=sources, rows=size.rows)
     rows, scores = None, None
     if promise.method == "cross-fitted":
+        if len(table.labels) < table.images:
+            raise DatasetError(
+                f"{table.images:,} images of many small classes leave too few to hold out, and too many to cross-fit "
+                f"({len(table.labels):,} feature rows were kept). Give calibration images with --calibration-data, or "
+                "keep more rows with --max-bank-source"
+            )
         calibrating, scores = table, cross_fitted_scores(table, plan, progress)
     else:
         calibrating = held_out if passes.calibration is None and held_out is not None else passes.separate()

@@ -24,7 +24,7 @@ class KeptFrames:
 
     def __init__(self, preprocessing: Preprocessing, classes: int) -> None:
         p = preprocessing
-        room = max(2, min(KEPT_FRAMES, KEPT_BYTES // (p.height * p.width * p.channels)))
+        room = max(1, min(KEPT_FRAMES, KEPT_BYTES // (p.height * p.width * p.channels)))
         each = max(2, KEPT_FRAMES // classes)
         self._each = each if room == KEPT_FRAMES or each * classes <= room else max(1, room // classes)
         self.frames = np.empty((room, p.height, p.width, p.channels), np.uint8)  # unused pages take no memory

@@ -14,7 +14,7 @@ __all__ = ["fitted_map"]
 
 KNOTS = 16
 TAIL_IMAGES = 10  # so many scores lie above the last knot: their mean excess gives the slope of the tail
-_SMALLEST_STEP = 1e-6  # of log S between two knots; nearer ones are one
+_SMALLEST_STEP = 1e-4  # of log S between two knots; nearer ones are one
 
 
 def fitted_map(scores: Scores64) -> ScoreMap:
