@@ -347,3 +347,27 @@ def test_images_that_the_artifact_was_fitted_on_are_refused(
         with pytest.raises(DatasetError, match=r"images are among those that this artifact was fitted on"):
             recalibrate(artifact_path, data, tmp_path / "out.onnx", options)
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_images_of_the_first_fit_are_refused_after_a_refit(
+    artifact: Path, digits: DemoImages, fresh_batches: Batches
+) -> None:
+    """The network may have been trained on them: a refit on other images does not make them new."""
+    recalibrate(artifact, fresh_batches)
+    with pytest.raises(DatasetError, match=r"images are among those that this artifact was fitted on"):
+        recalibrate(artifact, digits.train, options=RecalibrateOptions(threshold_only=True))
+
+
+def test_rule_of_the_artifact_is_kept_unless_another_is_given(
+    artifact: Path, fresh: list[np.ndarray], tmp_path: Path
+) -> None:
+    ruled = tmp_path / "ruled.onnx"
+    options = RecalibrateOptions(threshold_only=True, marginal=True, per_class=True, alpha=0.2)
+    recalibrate(artifact, fresh, ruled, options)
+    kept = recalibrate(ruled, fresh, options=RecalibrateOptions(threshold_only=True)).contract.calibration
+    assert (kept.guarantee, kept.delta, len(kept.class_ranks), kept.alpha) == ("marginal", None, 7, 0.2)
+    other = RecalibrateOptions(threshold_only=True, marginal=False, per_class=False)
+    changed = recalibrate(ruled, fresh, options=other).contract.calibration
+    assert (changed.guarantee, changed.delta, changed.class_ranks) == ("conformal", 0.05, ())
+    with pytest.raises(UsageError, match="--rule marginal has none"):
+        recalibrate(ruled, fresh, options=RecalibrateOptions(threshold_only=True, marginal=True, delta=0.1))
