@@ -262,9 +262,10 @@ def test_many_images_are_split_instead_of_cross_fitted(
     data = [(np.clip(noisy, 0, 255).astype(np.uint8), labels[chosen])]
     options = replace(DIGITS, unseen=True)
     found = export_model(digit_onnx, data, tmp_path / "split.onnx", options).contract
-    assert (found.fit.images, found.calibration.n) == (1540, 7 * 44)
+    assert found.fit.images == 1540
+    assert 7 * 43 <= found.calibration.n <= 7 * 45  # every fifth of a class, from a random start
     assert (found.calibration.method, found.calibration.guarantee) == ("split", "conformal")
-    assert found.bank.candidates <= 1540 - 7 * 44
+    assert found.bank.candidates <= 1540 - found.calibration.n
 
 
 def test_kmeans_bank(
