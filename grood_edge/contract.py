@@ -21,6 +21,7 @@ from grood_edge.preprocessing import Preprocessing
 
 __all__ = [
     "CONTRACT_VERSION",
+    "MAX_SKETCH",
     "SCHEMA_NAME",
     "BankTrial",
     "Calibration",
@@ -41,6 +42,7 @@ __all__ = [
 
 SCHEMA_NAME = "grood-edge.contract"
 CONTRACT_VERSION = 1
+MAX_SKETCH = 1024  # hashes of fit images
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,15 @@ class Fit:
     data_digest: str
     sketch: str
     classes_without_prototype: tuple[str, ...]
+
+    def recognised(self, hashes: np.ndarray) -> tuple[int, int]:
+        """Count images that were fitted on among those that the sketch can tell of; and count those.
+
+        A full sketch tells of hashes up to its largest, a shorter one of all. `hashes` uint64 `[n]`.
+        """
+        sketch = self.sketch_hashes()
+        covered = hashes if sketch.size < MAX_SKETCH else hashes[hashes <= sketch[-1]]
+        return int(np.isin(covered, sketch).sum()), covered.size
 
     def sketch_hashes(self) -> np.ndarray:
         """Return the hashes of the sketch, uint64, ascending."""

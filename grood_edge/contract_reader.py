@@ -14,7 +14,16 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import numpy as np
 
 from grood_edge.conformal import largest_rank
-from grood_edge.contract import CONTRACT_VERSION, SCHEMA_NAME, Calibration, Contract, GradientBank, Scale, Selection
+from grood_edge.contract import (
+    CONTRACT_VERSION,
+    MAX_SKETCH,
+    SCHEMA_NAME,
+    Calibration,
+    Contract,
+    GradientBank,
+    Scale,
+    Selection,
+)
 from grood_edge.errors import ArtifactError, UsageError
 from grood_edge.preprocessing import Preprocessing
 
@@ -41,7 +50,6 @@ MAX_TOOLS = 64
 MAX_OOD_PROTOTYPES = 8
 MAX_TRIALS = 64  # candidates, scales and bank sizes in the tables of what was tried
 MIN_SCALE, MAX_SCALE = 1e-6, 1e6  # of distances
-MAX_SKETCH = 1024  # hashes of fit images
 MAX_PROBE_CHARACTERS = 512 << 10  # of base64, for all probes together
 
 _LARGEST = sys.float_info.max

@@ -26,6 +26,10 @@ class OrtModel:
         self.inputs = {i.name: tuple(i.shape) for i in session.get_inputs()}
         self.outputs = [o.name for o in session.get_outputs()]
 
+    def batch(self, most: int) -> int:
+        """Return how many images to run at a time: `most`, or 1 where the model takes no other batch."""
+        return 1 if next(iter(self.inputs.values()))[0] == 1 else most
+
     def run(self, feeds: Mapping[str, np.ndarray], outputs: list[str] | None = None) -> dict[str, np.ndarray]:
         """Run the model; returns the named outputs, or all.
 

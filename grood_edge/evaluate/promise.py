@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from grood_edge.contract import Contract
-from grood_edge.contract_reader import MAX_SKETCH
 from grood_edge.evaluate.decision import groups_of
 from grood_edge.evaluate.metrics import count_band, rate_interval
 from grood_edge.evaluate.passes import ScoredSet
@@ -63,13 +62,12 @@ def _acquaintance(id_set: ScoredSet, contract: Contract) -> str:
     Fit images are found by the contract's sketch, the smallest hashes of them: it tells the share of known images also
     where it does not hold every image. Calibration images are found by their scores.
     """
-    calibration, sketch = contract.calibration, contract.fit.sketch_hashes()
+    calibration = contract.calibration
     if id_set.digest == calibration.data_digest:
         return "these are the images that calibrated the artifact"
-    covered = id_set.hashes if sketch.size < MAX_SKETCH else id_set.hashes[id_set.hashes <= sketch[-1]]
-    fitted = int(np.isin(covered, sketch).sum())
-    if fitted > max(1, _FITTED * covered.size):
-        return f"the artifact was fitted on {fitted / covered.size:.0%} of them"
+    fitted, covered = contract.fit.recognised(id_set.hashes)
+    if fitted > max(1, _FITTED * covered):
+        return f"the artifact was fitted on {fitted / covered:.0%} of them"
     repeated = int(np.isin(id_set.rows.scores[id_set.rows.valid], calibration.sorted_scores()).sum())
     if repeated > max(2, _REPEATED * len(id_set.paths)):
         return (

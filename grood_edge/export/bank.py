@@ -6,6 +6,7 @@ kept, so that an image or a class can be left out of it afterwards.
 
 import warnings
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 
@@ -70,7 +71,7 @@ class BankRows:
     def without_class(self, label: int) -> "BankRows":
         """Return the bank as if a class did not exist."""
         keep = self.labels != label
-        names = tuple(name for name, kept in zip(self.names, keep, strict=True) if kept)
+        names = tuple(compress(self.names, keep))
         assignment = np.unique(self.assignment[keep], return_inverse=True)[1].reshape(-1)
         return BankRows(self.features[keep], self.labels[keep], names, assignment)
 
@@ -114,7 +115,7 @@ def bank_rows(table: FeatureTable, prototypes: Prototypes, plan: HeadPlan) -> Ba
         raise DatasetError("no image is classified correctly; check class order, preprocessing and weights")
     features = table.features[correct].astype(np.float64)
     labels = table.labels[correct]
-    names = tuple(name for name, kept in zip(table.names, correct, strict=True) if kept)
+    names = tuple(compress(table.names, correct))
     assignment = np.arange(len(labels))
     if plan.rows is not None and 0 < plan.rows < len(labels):
         assignment = _clusters(features, prototypes, plan)

@@ -140,7 +140,7 @@ def shipped_scores(model: bytes, rows: np.ndarray, space: str) -> Scores:
     head = open_ort(head_model(model))
     other = "logits" if space == "features" else "features"
     width = head.inputs[other][1]
-    step = 1 if head.inputs[space][0] == 1 else _BATCH
+    step = head.batch(_BATCH)
     scores = []
     for start in range(0, len(rows), step):
         part = rows[start : start + step]

@@ -105,7 +105,7 @@ def collect_features(dataset: Dataset, model: OrtModel, reading: Reading, progre
         OutputError: a spool that cannot be written.
     """
     found = _Pass(reading)
-    batch = 1 if next(iter(model.inputs.values()))[0] == 1 else BATCH
+    batch = model.batch(BATCH)
     label = f"reading {dataset.name}"
     with _spool_of(dataset, reading, batch) as spool:
         if spool is not None:

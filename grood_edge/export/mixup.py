@@ -1,4 +1,4 @@
-"""The paper's synthetic OOD images: each one mixed, early in the network, with the class it is confused with most.
+"""Synthetic OOD images, after the paper: each one mixed with the class that it is confused with most.
 
 z = 0.5 z + 0.5 P[second most likely class], P the class means at the layer where z is taken; then the rest of the
 network (arXiv 2312.14427). The paper mixes early (`early`). Mixing at the features separates near-OOD better on every
@@ -27,12 +27,18 @@ _BATCH = 32
 
 
 def mixup_source(
-    base: ModelProto, fitted: FeaturePass, reading: Reading, layer: str, progress: Progress = silent
+    base: ModelProto,
+    model: OrtModel,
+    fitted: FeaturePass,
+    reading: Reading,
+    layer: str,
+    progress: Progress = silent,
 ) -> OodSource:
     """Return the source `mixup`: the mean feature of mixed fit images.
 
     Args:
         base: the graph without the head (`graph.base_model`).
+        model: the same, opened.
         fitted: the pass over the fit images; its frames are mixed.
         reading: how that pass read: its space is the mixes' too.
         layer: `features`, `early` (the first tensor that can be mixed), or the classifier's tensor to mix at.
@@ -44,9 +50,9 @@ def mixup_source(
     chosen = _spread(fitted.frame_labels, MIXED_IMAGES)
     tap = None if layer == FEATURES else find_tap(base, reading.class_count, None if layer == EARLY else layer)
     if layer == FEATURES:
-        features, other = _mixed_features(base, fitted, chosen, reading, progress)
+        features, other = _mixed_features(model, fitted, chosen, reading, progress)
     elif tap is None:
-        features, other = _mixed_images(base, fitted, chosen, reading, progress)
+        features, other = _mixed_images(model, fitted, chosen, reading, progress)
     else:
         features, other = _mixed_at(base, tap, fitted, chosen, reading, progress)
     where = reading.space if layer == FEATURES else "image" if tap is None else tap.tensor.removeprefix("classifier/")
@@ -57,10 +63,9 @@ def mixup_source(
 
 
 def _mixed_features(
-    base: ModelProto, fitted: FeaturePass, chosen: np.ndarray, reading: Reading, progress: Progress
+    model: OrtModel, fitted: FeaturePass, chosen: np.ndarray, reading: Reading, progress: Progress
 ) -> tuple[np.ndarray, Labels]:
     """Return the features of some images mixed with class prototypes, `[q, d]`, and the classes mixed in."""
-    model = open_ort(base.SerializeToString())
     table, labels = fitted.fit, fitted.frame_labels
     present = np.flatnonzero(table.class_counts)
     features, other = [], []
@@ -98,10 +103,9 @@ def _mixed_at(
 
 
 def _mixed_images(
-    base: ModelProto, fitted: FeaturePass, chosen: np.ndarray, reading: Reading, progress: Progress
+    model: OrtModel, fitted: FeaturePass, chosen: np.ndarray, reading: Reading, progress: Progress
 ) -> tuple[np.ndarray, Labels]:
     """The same with the mean of two pictures: each with a random one of the class it is most likely confused with."""
-    model = open_ort(base.SerializeToString())
     frames, labels = fitted.frames, fitted.frame_labels
     rng, present = np.random.default_rng(reading.seed), np.unique(labels)
     features, other = [], []
@@ -137,7 +141,7 @@ def _spread(labels: Labels, count: int) -> np.ndarray:
 
 
 def _batches(model: OrtModel, rows: np.ndarray, progress: Progress, first: int) -> Iterator[np.ndarray]:
-    step = 1 if next(iter(model.inputs.values()))[0] == 1 else _BATCH
+    step = model.batch(_BATCH)
     for start in range(0, len(rows), step):
         progress(LABEL, first + start, None)
         yield rows[start : start + step]

@@ -1,6 +1,7 @@
 """Where the OOD prototypes come from: `mean`, `mixup`, `noise`, `origin`, or the user's own `images:DIR`."""
 
 from dataclasses import dataclass, replace
+from itertools import compress
 
 import numpy as np
 
@@ -85,7 +86,7 @@ class OodSource:
         if keep.all() or not keep.any():  # some mixes are needed: with none left, all of them are the best guess
             return self
         m = self.mixes
-        names = tuple(name for name, kept in zip(m.names, keep, strict=True) if kept)
+        names = tuple(compress(m.names, keep))
         return replace(self, mixes=Mixes(m.features[keep], m.own[keep], m.other[keep], names))
 
 
@@ -132,7 +133,7 @@ def noise_source(model: OrtModel, reading: Reading, progress: Progress = silent)
     """Return the source `noise`: the 10 least ID-like images (lowest logsumexp of the logits) of each round of 100."""
     rng = np.random.default_rng(reading.seed)
     kept = []
-    batch = 1 if next(iter(model.inputs.values()))[0] == 1 else NOISE_PER_ROUND
+    batch = model.batch(NOISE_PER_ROUND)
     p = reading.preprocessing
     for index in range(NOISE_ROUNDS):
         frames = noise_images(rng, NOISE_PER_ROUND, p.height, p.width, p.channels)

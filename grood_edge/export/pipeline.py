@@ -142,7 +142,7 @@ def _sources(
     sources = []
     for name in COMBINATION if names == (AUTO,) else names:
         if name == "mixup":
-            sources.append(mixup_source(base, passes.fit, reading, options.mixup_layer, progress))
+            sources.append(mixup_source(base, bare, passes.fit, reading, options.mixup_layer, progress))
         elif name == "noise":
             sources.append(noise_source(bare, reading, progress))
         elif name.startswith("images:"):

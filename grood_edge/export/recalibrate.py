@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from grood_edge.artifact import Artifact, artifact_bytes, read_artifact
-from grood_edge.contract import Contract, Fit, OodPrototype, Probe, encode_array
-from grood_edge.contract_reader import MAX_SKETCH
+from grood_edge.contract import MAX_SKETCH, Contract, Fit, OodPrototype, Probe, encode_array
 from grood_edge.errors import DatasetError
 from grood_edge.export.calibration import Promise
 from grood_edge.export.dataset import LabelSource, open_dataset
@@ -135,15 +134,12 @@ def _require_new_images(artifact: Artifact, passes: Passes) -> None:
     Raises:
         DatasetError: says how many of the images are known.
     """
-    sketch = artifact.contract.fit.sketch_hashes()
     hashes = passes.fit.frame_hashes
-    whole = sketch.size < MAX_SKETCH
-    covered = hashes if whole else hashes[hashes <= sketch[-1]]
-    known = int(np.isin(covered, sketch).sum())
-    if known > KNOWN_LIMIT * len(covered):
-        of = "images" if whole else f"images looked at (a sample of {len(hashes)})"
+    known, covered = artifact.contract.fit.recognised(hashes)
+    if known > KNOWN_LIMIT * covered:
+        of = "images" if covered == len(hashes) else f"images looked at (a sample of {len(hashes)})"
         raise DatasetError(
-            f"{known} of {len(covered)} {of} are among those that this artifact was fitted on; their scores say "
+            f"{known} of {covered} {of} are among those that this artifact was fitted on; their scores say "
             "nothing about new frames. Give images that neither the network nor the artifact has seen"
         )
 

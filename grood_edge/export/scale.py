@@ -41,11 +41,12 @@ def choose_scale(table: FeatureTable, shuffled: Features, plan: HeadPlan, progre
         return Scale(1.0, "auto", "no class has two images, so none could be held out: 1 is the paper's", ())
     half = leave_out(table, plan.seed, BANK_IMAGES)
     strangers = shuffled.astype(np.float64)
+    plan = replace(plan, rows=None)
+    rows = bank_rows(half.bank, half.prototypes, plan)
     trials = []
     for index, scale in enumerate(SCALES):
         progress("choosing the scale", index, len(SCALES))
-        scaled = replace(plan, rows=None, scale=scale)
-        head = head_of(bank_rows(half.bank, half.prototypes, scaled), half.prototypes, scaled)
+        head = head_of(rows, half.prototypes, replace(plan, scale=scale))
         found = auroc(ood_scores(half.scored, head), ood_scores(strangers, head))
         trials.append(ScaleTrial(scale, round(found, 6)))
     progress("choosing the scale", len(SCALES), len(SCALES))
@@ -58,7 +59,7 @@ def shuffled_features(model: OrtModel, fitted: FeaturePass, reading: Reading, pr
     """Run the classifier graph over some fit frames with shuffled patches: float32 `[q, d]` in the reading's space."""
     chosen = np.linspace(0, len(fitted.frames) - 1, min(SHUFFLED_IMAGES, len(fitted.frames))).astype(np.int64)
     frames = shuffled_patches(fitted.frames[chosen], reading.seed)
-    step = 1 if next(iter(model.inputs.values()))[0] == 1 else _BATCH
+    step = model.batch(_BATCH)
     runs = []
     for start in range(0, len(frames), step):
         progress("shuffling images", start, len(frames))

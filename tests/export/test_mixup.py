@@ -69,7 +69,7 @@ def reading(digit_preprocessing: Preprocessing) -> Reading:
 
 
 def mixed(base: ModelProto, fitted: FeaturePass, reading: Reading, layer: str = EARLY) -> Mixed:
-    source = mixup_source(base, fitted, reading, layer)
+    source = mixup_source(base, open_ort(base.SerializeToString()), fitted, reading, layer)
     assert source.mixes is not None
     return Mixed(source, source.mixes)
 
@@ -219,7 +219,7 @@ def test_layer_can_be_named(base: ModelProto, digit_pass: FeaturePass, reading: 
     assert later.source.entry.layer == relus[1].removeprefix("classifier/")
     assert not np.allclose(later.mixes.features, found.mixes.features)
     with pytest.raises(ClassifierError, match=r"--mixup-layer 'nothing' cannot be mixed.*Candidates: "):
-        mixup_source(base, digit_pass, reading, "nothing")
+        mixup_source(base, open_ort(base.SerializeToString()), digit_pass, reading, "nothing")
 
 
 def test_network_for_single_images(
@@ -242,7 +242,8 @@ def test_network_for_single_images(
 
 def test_progress_goes_up(base: ModelProto, digit_pass: FeaturePass, reading: Reading) -> None:
     calls: list[int] = []
-    mixup_source(base, digit_pass, reading, EARLY, lambda label, done, total: calls.append(done))
+    model = open_ort(base.SerializeToString())
+    mixup_source(base, model, digit_pass, reading, EARLY, lambda label, done, total: calls.append(done))
     assert calls == sorted(calls)
     assert len(calls) > 5
 
