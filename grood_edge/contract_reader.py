@@ -21,6 +21,7 @@ from grood_edge.contract import (
     Calibration,
     Contract,
     GradientBank,
+    Precision,
     Scale,
     Selection,
 )
@@ -48,7 +49,8 @@ MAX_INTEGER = (1 << 53) - 1  # every JSON reader keeps integers up to here
 MAX_PROBES = 16
 MAX_TOOLS = 64
 MAX_OOD_PROTOTYPES = 8
-MAX_TRIALS = 64  # candidates, scales and bank sizes in the tables of what was tried
+MAX_TRIALS = 64  # candidates, scales, bank sizes and precisions in the tables of what was tried
+MAX_FLOAT_LAYERS = 10_000
 MIN_SCALE, MAX_SCALE = 1e-6, 1e6  # of distances
 MAX_PROBE_CHARACTERS = 512 << 10  # of base64, for all probes together
 
@@ -141,6 +143,7 @@ def _network_rules(contract: Contract) -> list[tuple[bool, str]]:
         (contract.classifier.dimension >= 1, f"feature dimension {contract.classifier.dimension}"),
         (1 <= count <= MAX_OOD_PROTOTYPES, f"{count} OOD prototypes"),
         (all(p.images >= 0 for p in contract.ood_prototypes), "an OOD prototype with a negative number of images"),
+        *_precision_rules(contract.precision),
         *_scale_rules(contract.scale),
         *_selection_rules(contract.selection),
         (fit.images >= 1 and fit.unreadable >= 0, f"{fit.images} images, {fit.unreadable} unreadable"),
@@ -171,6 +174,23 @@ def _bank_rules(bank: GradientBank, classes: int) -> list[tuple[bool, str]]:
         (
             all(t.rows >= 0 and 0 <= t.auroc <= 1 and 0 <= t.changed <= 1 for t in bank.trials),
             "a trial of the bank's size with negative rows, or a share outside 0..1",
+        ),
+    ]
+
+
+def _precision_rules(precision: Precision) -> list[tuple[bool, str]]:
+    layers, trials = precision.float_layers, precision.trials
+    shares = [share for t in trials for share in (t.flips, t.flips_bound)]
+    return [
+        (len(layers) <= MAX_FLOAT_LAYERS, f"{len(layers)} layers kept in float32"),
+        (not layers or precision.name != "fp32", "layers kept in float32 in a graph that is float32"),
+        (precision.ranges is None or precision.name == "int8", f"ranges of activations in {precision.name}"),
+        (min(precision.images, precision.float32_size) >= 0, "a precision judged on fewer than no images"),
+        (len(trials) <= MAX_TRIALS, f"{len(trials)} trials of the precision"),
+        (
+            all(min(t.float_layers, t.size, t.feature_error) >= 0 for t in trials)
+            and all(0 <= share <= 1 for share in shares),
+            "a trial of the precision with a negative number, or a share outside 0..1",
         ),
     ]
 

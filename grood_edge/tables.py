@@ -258,7 +258,7 @@ def _network_rows(contract: Contract) -> list[tuple[str, str]]:
         ("input", f"uint8 [{'N' if c.batch == 'dynamic' else 1}, {p.height}, {p.width}, {p.channels}] {colour}"),
         ("preprocessing", f"{p.preset}: {p.filter}, {resize}"),
         ("normalisation", f"(pixel - {_numbers(p.mean)}) / {_numbers(p.std)}"),
-        ("classifier", f"from {c.source}, {c.layout}{', BGR' if c.bgr else ''}, {batch}, {contract.precision}"),
+        ("classifier", f"from {c.source}, {c.layout}{', BGR' if c.bgr else ''}, {batch}, {contract.precision.name}"),
         ("features", f"{c.features_tensor}, d = {c.dimension}{', average-pooled' if c.features_pooled else ''}"),
         ("logits", c.logits_tensor),
     ]

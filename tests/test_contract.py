@@ -24,6 +24,8 @@ from grood_edge.contract import (
     Fit,
     GradientBank,
     OodPrototype,
+    Precision,
+    PrecisionTrial,
     Probe,
     Scale,
     ScaleTrial,
@@ -48,7 +50,11 @@ HAND_MADE = Contract(
         source="onnx", layout="NCHW", bgr=False, batch="dynamic", opset=19, features_tensor="f", features_pooled=True,
         logits_tensor="l", dimension=4,
     ),
-    precision="fp32",
+    precision=Precision(
+        name="int8", asked="auto", reason="decides alike", float_layers=("conv_0", "fc"), ranges="percentile", images=6,
+        float32_size=4000,
+        trials=(PrecisionTrial("int8", 2, 1000, 0.125, 0.25, None, 0.5, 0.25),),
+    ),
     space="features",
     scale=Scale(
         value=0.125, asked="auto", reason="tells them apart", trials=(ScaleTrial(0.125, 0.75), ScaleTrial(1.0, 0.5)),
@@ -94,7 +100,9 @@ GOLDEN = (
     '"fit":{"accuracy":0.833333,"classes_without_prototype":[],"data_digest":"' + "a" * 64 + '","images":6,'
     '"labels":"folder","seed":0,"sketch":"AQAAAAAAAAD//////////w==","unreadable":0},'
     '"ood_prototypes":[{"images":3,"layer":"relu_1","source":"mixup","uses_ood_data":false}],'
-    '"precision":"fp32",'
+    '"precision":{"asked":"auto","float32_size":4000,"float_layers":["conv_0","fc"],"images":6,"name":"int8",'
+    '"ranges":"percentile","reason":"decides alike","trials":[{"auroc_drop":0.25,"auroc_drop_bound":null,'
+    '"feature_error":0.125,"flips":0.5,"flips_bound":0.25,"float_layers":2,"precision":"int8","size":1000}]},'
     '"preprocessing":{"channels":1,"crop":"none","filter":"bilinear","height":2,"mean":[0.0],"preset":"custom",'
     '"short_side":null,"std":[255.0],"width":3},'
     '"probes":[{"class_id":0,"is_ood":false,"logits":[1.5,-0.0],"name":"ramp","ood_score":-1.25,"p_value":0.75,'
@@ -110,7 +118,7 @@ GOLDEN = (
     '"tools":{"grood-edge":"0.1.0","numpy":"2.0"},'
     '"version":1}'
 )
-GOLDEN_DIGEST = "c29bf4d55f6d2b8477ff838d17230c609973ab540aafed61fe0740c8a0b352a3"
+GOLDEN_DIGEST = "2af693106b3b32d87123930867b4ac037cb4b602c7190b2ff7b5987ce69cd835"
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +215,7 @@ def at(document: Any, path: str) -> Any:
 
 def test_unknown_keys(document: dict[str, Any]) -> None:
     paths = every_object(document)
-    assert len(paths) == 16
+    assert len(paths) == 18
     for path in paths:
         other = copy.deepcopy(document)
         at(other, path)["surprise"] = 1
@@ -225,7 +233,7 @@ def test_missing_keys(document: dict[str, Any]) -> None:
             with pytest.raises(ArtifactError, match=expected.get(key, rf"missing keys.*'{key}'")):
                 read(other)
             count += 1
-    assert count == 15 + 9 + 9 + 4 + 2 * 2 + 5 + 2 * 4 + 4 + 9 + 2 * 3 + 8 + 12 + 8
+    assert count == 15 + 9 + 9 + 8 + 8 + 4 + 2 * 2 + 5 + 2 * 4 + 4 + 9 + 2 * 3 + 8 + 12 + 8
 
 
 WRONG_TYPES: list[tuple[str, Any]] = [
@@ -233,7 +241,10 @@ WRONG_TYPES: list[tuple[str, Any]] = [
     ("preprocessing", []), ("preprocessing.height", 2.0), ("preprocessing.height", "2"), ("preprocessing.height", True),
     ("preprocessing.mean", 0.0), ("preprocessing.mean.0", "0"), ("preprocessing.filter", "box"),
     ("preprocessing.short_side", 2.5), ("classifier.bgr", 0), ("classifier.batch", 1), ("classifier.layout", "CHWN"),
-    ("classifier.dimension", 4.0), ("precision", "fp16"), ("ood_prototypes", None), ("ood_prototypes.0", "mean"),
+    ("classifier.dimension", 4.0), ("precision", "fp16"), ("precision.name", "fp64"), ("precision.ranges", "mean"),
+    ("precision.float_layers", "conv"), ("precision.trials.0", None), ("precision.trials.0.precision", "fp32"),
+    ("precision.trials.0.auroc_drop", "0"), ("precision.images", 1.0), ("ood_prototypes", None),
+    ("ood_prototypes.0", "mean"),
     ("ood_prototypes.0.layer", 1), ("bank.rows", None), ("bank.dtype", "int4"), ("bank.trials", None),
     ("bank.trials.0", 5), ("bank.trials.0.changed", "0"), ("bank.classes", [1, 0]), ("bank.paths", "a.png"),
     ("bank.paths.0", None), ("space", "pixels"), ("scale", 1.0), ("scale.value", "1"),
@@ -282,6 +293,13 @@ def test_other_schemas(document: dict[str, Any], schema: Any) -> None:
 
 
 CONTRADICTIONS: list[tuple[str, Any, str]] = [
+    ("precision.name", "fp32", "layers kept in float32 in a graph that is float32"),
+    ("precision.name", "fp16", "ranges of activations in fp16"),
+    ("precision.images", -1, "judged on fewer than no images"),
+    ("precision.float32_size", -1, "judged on fewer than no images"),
+    ("precision.trials.0.size", -1, "a trial of the precision with a negative number"),
+    ("precision.trials.0.flips", 1.5, "a share outside 0..1"),
+    ("precision.trials.0.flips_bound", -0.5, "a share outside 0..1"),
     ("calibration.n", 5, "4 calibration scores where n is 5"),
     ("calibration.k", 0, "k 0 where n is 4"),
     ("calibration.k", 5, "k 5 where n is 4"),

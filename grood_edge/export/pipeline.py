@@ -14,7 +14,7 @@ from grood_edge import __version__
 from grood_edge.arrays import Frames, Logits
 from grood_edge.artifact import artifact_bytes
 from grood_edge.conformal import DecisionRule
-from grood_edge.contract import Classifier, Contract
+from grood_edge.contract import Classifier, Contract, Precision
 from grood_edge.export.classifier import ClassifierGraph
 from grood_edge.export.diagnosis import require_plausible_classes, require_plausible_preprocessing
 from grood_edge.export.fit import Passes, calibrated, coverage_warnings, fit_statistics, read_passes
@@ -110,7 +110,7 @@ def export_model(
         classes=inputs.classes,
         preprocessing=inputs.preprocessing,
         classifier=_classifier_entry(inputs.classifier),
-        precision="fp32",
+        precision=Precision("fp32", "fp32", "as asked for", (), None, 0, 0, ()),
         space=options.space,
         scale=fitted.scale,
         selection=fitted.selection,

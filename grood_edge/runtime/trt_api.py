@@ -51,8 +51,9 @@ def load_api(family: Family) -> TrtApi:
             "python3-libnvinfer; a virtual environment needs --system-site-packages); see docs/tensorrt.md"
         ) from error
     version = str(getattr(module, "__version__", "0"))
-    if family == "tensorrt" and int(version.split(".")[0]) < 10:
+    if family == "tensorrt" and int(version.split(".", maxsplit=1)[0]) < 10:
         raise BackendError(
-            f"TensorRT {version} is installed; expected 10 or newer (strongly typed networks). Use --backend onnxruntime"
+            f"TensorRT {version} is installed; expected 10 or newer (strongly typed networks). "
+            "Use --backend onnxruntime"
         )
     return TrtApi(module, family, version)

@@ -88,7 +88,7 @@ def test_contract_says_what_was_done(report: ExportReport, digits: DemoImages, d
     assert (p.height, p.width, p.channels, p.mean, p.std, p.preset) == (32, 32, 1, (0.0,), (255.0,), "custom")
     c = contract.classifier
     assert (c.source, c.layout, c.bgr, c.batch, c.opset, c.dimension) == ("onnx", "NCHW", False, "dynamic", 19, 64)
-    assert (c.features_pooled, contract.precision) == (False, "fp32")
+    assert (c.features_pooled, contract.precision.name) == (False, "fp32")
     names = {name for node in onnx.load(digit_onnx).graph.node for name in node.output}
     assert {c.features_tensor, c.logits_tensor} <= names  # of the user's own graph
     images = len(find_images(digits.train))
