@@ -111,6 +111,15 @@ def export_command(
     keep_paths: Annotated[
         bool, typer.Option("--keep-paths", help="Keep the names of the images behind the bank, for explanations.")
     ] = False,
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8", "auto"],
+        typer.Option(help="Of the classifier; 'auto': the smallest that decides alike."),
+    ] = "fp32",
+    keep_float: Annotated[
+        list[str] | None, typer.Option(help="A tensor or node that stays float32 in fp16 and int8; may be repeated.")
+    ] = None,
+    max_auroc_drop: Annotated[float, typer.Option(help="Points of AUROC that fp16 or int8 may cost.")] = 0.5,
+    max_flips: Annotated[str, typer.Option(help="Share of decisions that fp16 or int8 may change.")] = "3%",
     max_bank_source: Annotated[
         int, typer.Option(help="Feature rows kept in memory for the bank, spread over the classes.")
     ] = 20_000,
@@ -157,6 +166,10 @@ def export_command(
         bank=_bank_size(bank, score),
         bank_dtype=bank_dtype,
         keep_paths=keep_paths,
+        precision=precision,
+        keep_float=tuple(keep_float or ()),
+        max_auroc_drop=max_auroc_drop / 100,
+        max_flips=_parsed("--max-flips", max_flips, _share, "a share such as 3% or 0.03"),
         max_bank_source=max_bank_source,
         alpha=alpha,
         delta=delta,
@@ -369,6 +382,10 @@ def _parsed(option: str, text: str, kind: Callable[[str], _T], expected: str) ->
         return kind(text)
     except ValueError as error:
         raise UsageError(f"{option} {text!r}; expected {expected}") from error
+
+
+def _share(text: str) -> float:
+    return float(text.removesuffix("%")) / 100 if text.endswith("%") else float(text)
 
 
 def _bank_size(text: str, score: str) -> Any:

@@ -67,15 +67,15 @@ class PrecisionTrial:
     """A precision against float32, on fit images: what it weighs, and what it changes.
 
     float_layers: convolutions and products left in float32. size: bytes of the classifier graph. feature_error: mean
-    distance of the features from float32's, over their mean length without their mean. auroc_drop: mean over left-out
-    classes (None with fewer than three). flips: share of images whose is_ood or class_id differs. The bounds are
-    one-sided at 95 %: the true value lies above them.
+    distance of the features from float32's, over their mean length about the mean (None: not finite, the precision
+    overflows). auroc_drop: mean over left-out classes (None with fewer than three). flips: share of images whose
+    is_ood or class_id differs. The bounds are one-sided at 95 %: the true value lies above them.
     """
 
     precision: Literal["fp16", "int8"]
     float_layers: int
     size: int
-    feature_error: float
+    feature_error: float | None
     auroc_drop: float | None
     auroc_drop_bound: float | None
     flips: float

@@ -188,7 +188,7 @@ def _precision_rules(precision: Precision) -> list[tuple[bool, str]]:
         (min(precision.images, precision.float32_size) >= 0, "a precision judged on fewer than no images"),
         (len(trials) <= MAX_TRIALS, f"{len(trials)} trials of the precision"),
         (
-            all(min(t.float_layers, t.size, t.feature_error) >= 0 for t in trials)
+            all(min(t.float_layers, t.size, t.feature_error or 0) >= 0 for t in trials)
             and all(0 <= share <= 1 for share in shares),
             "a trial of the precision with a negative number, or a share outside 0..1",
         ),

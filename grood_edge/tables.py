@@ -37,6 +37,13 @@ def written_table(report: Any) -> Table:
         f"wrote {report.path} ({size:,} bytes)",
         [
             *_network_rows(contract),
+            *[
+                (
+                    "speed",
+                    f"{name}: {ratio:.2f}x the time of fp32, onnxruntime cpu on this machine; other devices differ",
+                )
+                for name, ratio in getattr(report, "speeds", ())
+            ],
             *decision_rows(contract),
             (
                 "verified",
@@ -54,6 +61,7 @@ def written_document(report: Any) -> dict[str, Any]:
         "path": str(report.path),
         "contract": _contract_document(report.contract),
         "verification": asdict(report.verification),
+        "speeds": dict(getattr(report, "speeds", ())),
         "unreadable": [{"path": path, "reason": reason} for path, reason in report.unreadable],
         "warnings": list(report.warnings),
     }
@@ -259,9 +267,29 @@ def _network_rows(contract: Contract) -> list[tuple[str, str]]:
         ("preprocessing", f"{p.preset}: {p.filter}, {resize}"),
         ("normalisation", f"(pixel - {_numbers(p.mean)}) / {_numbers(p.std)}"),
         ("classifier", f"from {c.source}, {c.layout}{', BGR' if c.bgr else ''}, {batch}, {contract.precision.name}"),
+        *_precision_rows(contract),
         ("features", f"{c.features_tensor}, d = {c.dimension}{', average-pooled' if c.features_pooled else ''}"),
         ("logits", c.logits_tensor),
     ]
+
+
+def _precision_rows(contract: Contract) -> list[tuple[str, str]]:
+    precision = contract.precision
+    if not precision.trials:
+        return []
+    rows = [("precision", f"{precision.name}; {precision.asked}: {precision.reason}")]
+    rows.append(("", f"against fp32 ({precision.float32_size:,} bytes) on {precision.images:,} fit images:"))
+    for trial in precision.trials:
+        error = "not finite" if trial.feature_error is None else f"off by {trial.feature_error:.1%}"
+        drop = "" if trial.auroc_drop is None else f", AUROC {-100 * trial.auroc_drop:+.2f} points"
+        rows.append(
+            (
+                "",
+                f"{trial.precision}, {trial.float_layers} layers in float32: "
+                f"{trial.size / max(1, precision.float32_size):.2f} of the size, features {error}{drop}, {trial.flips:.2%} of decisions changed",
+            )
+        )
+    return rows
 
 
 def decision_rows(contract: Contract) -> list[tuple[str, str]]:

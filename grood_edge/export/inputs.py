@@ -1,5 +1,6 @@
 """All that the user hands to an export: options, and everything opened and checked before any long work."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +28,9 @@ from grood_edge.probes import synthetic_frames
 from grood_edge.progress import Progress
 from grood_edge.scoring import BankDtype
 
-__all__ = ["ExportOptions", "Inputs", "fit_options", "open_inputs", "reading_of", "refuse_own_model"]
+__all__ = ["ExportOptions", "Inputs", "fit_options", "open_inputs", "reading_of", "refuse_own_model", "reopened"]
+
+PrecisionOption = Literal["fp32", "fp16", "int8", "auto"]
 
 MIN_ROWS = 2_000  # of --max-bank-source: sets that are small enough to be cross-fitted keep every row
 
@@ -46,6 +49,9 @@ class ExportOptions:
     after all; None is 0.05 where a promise is possible. rule: `marginal` holds alpha on average only. per_class:
     p-values by predicted class.
     unseen: `data` was not trained on.
+    precision: of the classifier graph: `fp32` leaves it as it is, `auto` takes the smallest that decides alike.
+    keep_float: tensors or nodes that stay float32 in fp16 and int8. max_auroc_drop, max_flips: what a lower precision
+    may cost, as shares: AUROC over left-out classes, and other decisions on fit images.
     max_bank_source: feature rows that are kept, spread over the classes, for the bank to be made of. spool: a folder
     for what has been read; an interrupted export goes on from there, and removes it at the end.
     """
@@ -62,6 +68,10 @@ class ExportOptions:
     bank: BankSize = "auto"
     bank_dtype: BankDtype = "int8"
     keep_paths: bool = False
+    precision: PrecisionOption = "fp32"
+    keep_float: tuple[str, ...] = ()
+    max_auroc_drop: float = 0.005
+    max_flips: float = 0.03
     max_bank_source: int = DEFAULT_ROWS
     alpha: float = 0.05
     delta: float | None = None
@@ -96,6 +106,7 @@ def open_inputs(model: Any, data: Any, options: ExportOptions, progress: Progres
     sources = source_names(options.ood_prototype)
     if options.mixup_layer != FEATURES and not {"mixup", AUTO}.intersection(sources):
         raise UsageError("--mixup-layer has no use without --ood-prototype mixup or auto")
+    _check_precision(data, options)
     dataset = open_dataset(data, options.labels, options.classes, options.seed)
     if not MIN_ROWS <= options.max_bank_source <= MAX_ROWS:
         expected = f"a number of rows from {MIN_ROWS:,} to {MAX_ROWS:,}"
@@ -120,6 +131,11 @@ def open_inputs(model: Any, data: Any, options: ExportOptions, progress: Progres
     )
     probe_frames = _probe_frames(options.probes, preprocessing)
     return Inputs(dataset, calibration_data, classifier, classes, preprocessing, probe_frames)
+
+
+def reopened(data: Any, options: ExportOptions) -> Dataset:
+    """Return the ID images once more, in the same order: a data set of a factory can be read once."""
+    return open_dataset(data, options.labels, options.classes, options.seed)
 
 
 def reading_of(inputs: Inputs, options: ExportOptions, hold_out: bool) -> Reading:
@@ -170,6 +186,21 @@ def fit_options(options: ExportOptions) -> FitOptions:
         unseen=options.unseen,
         seed=options.seed,
     )
+
+
+def _check_precision(data: Any, options: ExportOptions) -> None:
+    """Refuse what a lower precision cannot be judged with."""
+    for name, value in (("max-auroc-drop", options.max_auroc_drop), ("max-flips", options.max_flips)):
+        if not 0 <= value <= 1:
+            raise UsageError(f"--{name} {value}; expected a share from 0 to 1 (as an option: points, or percent)")
+    if options.precision == "fp32":
+        if options.keep_float:
+            raise UsageError("--keep-float has no use without --precision fp16, int8 or auto")
+    elif isinstance(data, Iterator):
+        raise UsageError(
+            f"--precision {options.precision} reads the images twice, and {type(data).__name__} can be read once; give "
+            "a list of batches, a folder or an .npz"
+        )
 
 
 def _calibration_dataset(options: ExportOptions) -> Dataset | None:

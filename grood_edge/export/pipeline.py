@@ -14,7 +14,7 @@ from grood_edge import __version__
 from grood_edge.arrays import Frames, Logits
 from grood_edge.artifact import artifact_bytes
 from grood_edge.conformal import DecisionRule
-from grood_edge.contract import Classifier, Contract, Precision
+from grood_edge.contract import Classifier, Contract
 from grood_edge.export.classifier import ClassifierGraph
 from grood_edge.export.diagnosis import require_plausible_classes, require_plausible_preprocessing
 from grood_edge.export.fit import Passes, calibrated, coverage_warnings, fit_statistics, read_passes
@@ -26,6 +26,7 @@ from grood_edge.export.inputs import (
     open_inputs,
     reading_of,
     refuse_own_model,
+    reopened,
 )
 from grood_edge.export.mixup import mixup_source
 from grood_edge.export.ood_prototype import (
@@ -37,6 +38,7 @@ from grood_edge.export.ood_prototype import (
     plain_source,
     source_names,
 )
+from grood_edge.export.acceptance import Judge as choose_precision
 from grood_edge.export.scale import shuffled_features
 from grood_edge.export.spool import SpoolPlan, remove_spools
 from grood_edge.export.verify import (
@@ -63,13 +65,17 @@ __all__ = ["ExportOptions", "ExportReport", "export_model"]
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written, what it promises, and how it was verified."""
+    """What was written, what it promises, and how it was verified.
+
+    speeds: of `--precision auto`, see `precision.PrecisionChoice`.
+    """
 
     path: Path
     contract: Contract
     verification: Verification
     unreadable: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
+    speeds: tuple[tuple[str, float], ...] = ()
 
 
 def export_model(
@@ -93,6 +99,8 @@ def export_model(
     refuse_own_model(model, out)
     fitting = fit_options(options)
     inputs = open_inputs(model, data, options, progress)
+    chosen = choose_precision(inputs, reopened(data, options), options, progress)
+    inputs = replace(inputs, classifier=chosen.classifier)
     base = base_model(inputs.classifier, inputs.preprocessing)
     graph = base.SerializeToString(deterministic=True)
     bare = open_ort(graph)
@@ -110,7 +118,7 @@ def export_model(
         classes=inputs.classes,
         preprocessing=inputs.preprocessing,
         classifier=_classifier_entry(inputs.classifier),
-        precision=Precision("fp32", "fp32", "as asked for", (), None, 0, 0, ()),
+        precision=chosen.entry,
         space=options.space,
         scale=fitted.scale,
         selection=fitted.selection,
@@ -129,7 +137,8 @@ def export_model(
         remove_spools(options.spool)
     unreadable = passes.unreadable() + tuple(entry for source in sources for entry in source.unreadable)
     notes = passes.fit.notes + (passes.calibration.notes if passes.calibration is not None else ())
-    return ExportReport(out, contract, verification, unreadable, notes + coverage_warnings(passes, inputs.classes))
+    warnings = chosen.warnings + notes + coverage_warnings(passes, inputs.classes)
+    return ExportReport(out, contract, verification, unreadable, warnings, chosen.speeds)
 
 
 def _sources(
