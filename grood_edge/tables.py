@@ -37,13 +37,7 @@ def written_table(report: Any) -> Table:
         f"wrote {report.path} ({size:,} bytes)",
         [
             *_network_rows(contract),
-            *[
-                (
-                    "speed",
-                    f"{name}: {ratio:.2f}x the time of fp32, onnxruntime cpu on this machine; other devices differ",
-                )
-                for name, ratio in getattr(report, "speeds", ())
-            ],
+            *_speed_rows(getattr(report, "speeds", ())),
             *decision_rows(contract),
             (
                 "verified",
@@ -53,6 +47,11 @@ def written_table(report: Any) -> Table:
             ),
         ],
     )
+
+
+def _speed_rows(speeds: tuple[tuple[str, float], ...]) -> list[tuple[str, str]]:
+    where = "time of fp32 on this machine's onnxruntime cpu; other devices differ"
+    return [("speed", f"{name}: {ratio:.2f} of the {where}") for name, ratio in speeds]
 
 
 def written_document(report: Any) -> dict[str, Any]:

@@ -23,9 +23,9 @@ from grood_edge.export.features import FeaturePass, collect_features
 from grood_edge.export.graph import base_model, network_input
 from grood_edge.export.half import half_layer_errors, half_precision
 from grood_edge.export.inputs import ExportOptions, Inputs, reading_of
-from grood_edge.export.layer_error import LayerError
+from grood_edge.export.layers import LayerError, layers_named
 from grood_edge.export.ood_prototype import plain_source
-from grood_edge.export.quantize import choose_ranges, default_float_layers, layer_errors, layers_named, quantized
+from grood_edge.export.quantize import choose_ranges, default_float_layers, layer_errors, quantized
 from grood_edge.export.rounding import rounded
 from grood_edge.export.scale import choose_scale, shuffled_features
 from grood_edge.ort import open_ort
@@ -151,8 +151,8 @@ class _Trial:
 
     def attempts(self, name: Lower, keep: frozenset[str], progress: Progress) -> list[_Attempt]:
         """Rewrite the graph, judge it, and give the worst layers back while the limits are not kept."""
-        way = _half(self) if name == "fp16" else _int8(self, keep, progress)
-        kept, found = keep | way.kept, []
+        way = _half(self, keep) if name == "fp16" else _int8(self, keep, progress)
+        kept, found = way.kept, []
         for turn in range(ROUNDS + 1):
             progress(f"judging {name}" + (f", {turn} times relaxed" if turn else ""), 0, None)
             graph = way.rewritten(kept)
@@ -182,7 +182,7 @@ class _Trial:
         """Refuse a precision that certainly costs too much, by the names of its worst layers."""
         if best.comparison is not None and not best.comparison.clearly_beyond(self.limits):
             return
-        way = _half(self) if best.name == "fp16" else _int8(self, best.kept, progress)
+        way = _half(self, best.kept) if best.name == "fp16" else _int8(self, best.kept, progress)
         names = ", ".join(f"{error.node} ({error.operator})" for error in way.errors(best.kept)[:3]) or "none"
         cost = "its features are not finite, or recognise no image"
         if best.comparison is not None:
@@ -264,11 +264,12 @@ class _Way:
     ranges: Literal["minmax", "entropy", "percentile"] | None = None
 
 
-def _half(trial: _Trial) -> _Way:
+def _half(trial: _Trial, keep: frozenset[str]) -> _Way:
     images = trial.network_images(ERROR_IMAGES)
     return _Way(
         lambda kept: half_precision(trial.classifier, kept),
-        lambda kept: [e for e in half_layer_errors(trial.classifier, images) if e.node not in kept],
+        lambda kept: half_layer_errors(trial.classifier, images, kept),
+        layers_named(trial.classifier, keep),
     )
 
 
