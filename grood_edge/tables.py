@@ -281,13 +281,11 @@ def _precision_rows(contract: Contract) -> list[tuple[str, str]]:
     for trial in precision.trials:
         error = "not finite" if trial.feature_error is None else f"off by {trial.feature_error:.1%}"
         drop = "" if trial.auroc_drop is None else f", AUROC {-100 * trial.auroc_drop:+.2f} points"
-        rows.append(
-            (
-                "",
-                f"{trial.precision}, {trial.float_layers} layers in float32: "
-                f"{trial.size / max(1, precision.float32_size):.2f} of the size, features {error}{drop}, {trial.flips:.2%} of decisions changed",
-            )
+        size = trial.size / max(1, precision.float32_size)
+        what = (
+            f"{trial.precision}, {trial.float_layers} layers in float32: {size:.2f} of the size, features {error}{drop}"
         )
+        rows.append(("", f"{what}, {trial.flips:.2%} of decisions changed"))
     return rows
 
 

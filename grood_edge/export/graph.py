@@ -7,6 +7,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, checker, co
 
 from grood_edge import __version__
 from grood_edge import stored_head as stored
+from grood_edge.arrays import Frames
 from grood_edge.conformal import DecisionRule
 from grood_edge.export.classifier import ClassifierGraph
 from grood_edge.export.head import DECISION_OUTPUTS, head_constants, head_nodes
@@ -15,7 +16,7 @@ from grood_edge.onnx_proto import OPSET
 from grood_edge.preprocessing import Preprocessing
 from grood_edge.scoring import Head
 
-__all__ = ["attach_head", "base_model"]
+__all__ = ["attach_head", "base_model", "network_input"]
 
 _CLASSIFIER = "classifier/"
 
@@ -39,6 +40,20 @@ def base_model(classifier: ClassifierGraph, preprocessing: Preprocessing) -> Mod
             helper.make_tensor_value_info("features", TensorProto.FLOAT, [batch, classifier.dimension]),
         ],
     )
+
+
+def network_input(classifier: ClassifierGraph, preprocessing: Preprocessing, frames: Frames) -> np.ndarray:
+    """Return frames uint8 `[n, h, w, c]` as the classifier takes them: normalised, in its own layout and type.
+
+    In NumPy, so that the graph's own preprocessing can be held against it.
+    """
+    mean, std = np.array(preprocessing.mean, np.float32), np.array(preprocessing.std, np.float32)
+    images = (frames.astype(np.float32) - mean) / std
+    if classifier.bgr:
+        images = images[..., ::-1]
+    if classifier.layout == "NCHW":
+        images = images.transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(images).astype(helper.tensor_dtype_to_np_dtype(classifier.input_type))
 
 
 def attach_head(base: ModelProto, head: Head, space: str, rule: DecisionRule) -> ModelProto:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto
 
 from grood_edge import __version__
 from grood_edge.arrays import Frames, Logits
@@ -18,7 +18,7 @@ from grood_edge.contract import Classifier, Contract
 from grood_edge.export.classifier import ClassifierGraph
 from grood_edge.export.diagnosis import require_plausible_classes, require_plausible_preprocessing
 from grood_edge.export.fit import Passes, calibrated, coverage_warnings, fit_statistics, read_passes
-from grood_edge.export.graph import attach_head, base_model
+from grood_edge.export.graph import attach_head, base_model, network_input
 from grood_edge.export.inputs import (
     ExportOptions,
     Inputs,
@@ -38,7 +38,7 @@ from grood_edge.export.ood_prototype import (
     plain_source,
     source_names,
 )
-from grood_edge.export.acceptance import Judge as choose_precision
+from grood_edge.export.precision import choose_precision
 from grood_edge.export.scale import shuffled_features
 from grood_edge.export.spool import SpoolPlan, remove_spools
 from grood_edge.export.verify import (
@@ -225,13 +225,7 @@ def _classifier_entry(classifier: ClassifierGraph) -> Classifier:
 
 def _classifier_logits(classifier: ClassifierGraph, preprocessing: Preprocessing, frames: Frames) -> Logits:
     """Run the bare classifier on images that NumPy normalised: independent of the artifact's own nodes."""
-    mean, std = np.array(preprocessing.mean, np.float32), np.array(preprocessing.std, np.float32)
-    images = (frames.astype(np.float32) - mean) / std
-    if classifier.bgr:
-        images = images[..., ::-1]
-    if classifier.layout == "NCHW":
-        images = images.transpose(0, 3, 1, 2)
-    images = np.ascontiguousarray(images).astype(helper.tensor_dtype_to_np_dtype(classifier.input_type))
+    images = network_input(classifier, preprocessing, frames)
     model = open_ort(classifier.model.SerializeToString())
     rows = [
         model.run({classifier.input_name: image[None]}, [classifier.logits_tensor])[classifier.logits_tensor]

@@ -191,9 +191,9 @@ class _Trial:
             cost = f"{100 * best.comparison.flips:.1f} % of {best.comparison.images} decisions change{lost}"
         raise VerificationError(
             f"--precision {best.name} does not decide like float32: {cost}, with {len(best.kept)} layers kept in "
-            f"float32 (accepted: {100 * self.limits.flips:g} %, {100 * self.limits.auroc_drop:g} points). Layers with the "
-            f"largest error: {names}. Keep more in float32 with --keep-float NAME, accept more with --max-flips and "
-            "--max-auroc-drop, or use --precision fp16 or auto; nothing was written"
+            f"float32 (accepted: {100 * self.limits.flips:g} %, {100 * self.limits.auroc_drop:g} points). Layers with "
+            f"the largest error: {names}. Keep more in float32 with --keep-float NAME, accept more with --max-flips "
+            "and --max-auroc-drop, or use --precision fp16 or auto; nothing was written"
         )
 
     def choice(self, best: _Attempt, attempts: list[_Attempt], asked: str) -> PrecisionChoice:

@@ -1,0 +1,265 @@
+"""int8: explicit QuantizeLinear and DequantizeLinear around the classifier's products, as TensorRT wants them.
+
+Symmetric, zero point 0; activations one scale a tensor, weights one a channel and stored as int8; biases float32. The
+first convolution, the layer that makes the logits and all that follows the features stay float32.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_helper
+
+from grood_edge.errors import ClassifierError
+from grood_edge.export.classifier import ClassifierGraph
+from grood_edge.export.layers import (
+    LayerError,
+    cast_node,
+    error_at_features,
+    features_of,
+    is_stored_half,
+    logits_layer,
+    prepared,
+    ranked,
+    replace_nodes,
+)
+from grood_edge.export.ranges import RangeMethod, Ranges, RangeTrial, best_ranges, measure_ranges
+
+__all__ = ["choose_ranges", "default_float_layers", "layer_errors", "quantized"]
+
+LEVELS = 127  # of activations, -127..127: a symmetric int8 scale uses no -128
+# Of weights, -64..64: 7 bits. onnxruntime on x86 without VNNI adds products of uint8 and int8 in pairs into 16 bits,
+# and with 8-bit weights saturates without a word: features of EfficientNet-Lite0 were off by 106 % instead of 11 %.
+WEIGHT_LEVELS = 64
+HELD_OUT = 4  # every fourth image judges the methods of finding ranges instead of taking part
+_PRODUCTS = ("Conv", "Gemm", "MatMul")
+
+
+def quantized(classifier: ClassifierGraph, ranges: Ranges, keep_float: frozenset[str]) -> ClassifierGraph:
+    """Return the classifier with explicit int8 quantisation.
+
+    Args:
+        classifier: its input is float32.
+        ranges: of the activations (`choose_ranges`).
+        keep_float: nodes that stay float32.
+
+    Raises:
+        ClassifierError: subgraphs, another input type, or nothing to quantise.
+    """
+    model = _folded(classifier)
+    layers = _layers(model, classifier)
+    lowered = [node.name for node in layers.products + layers.sums if node.name not in keep_float]
+    if not any(node.name in lowered for node in layers.products):
+        raise ClassifierError(
+            "no convolution or product of the classifier can be int8 (the first and the last layer never are); use "
+            "--precision fp16 or fp32"
+        )
+    writer = _Writer(model, ranges, keep_float)
+    nodes = [made for node in model.graph.node for made in writer.rewritten(node, node.name in lowered)]
+    replace_nodes(model, nodes)
+    used = {name for node in nodes for name in node.input}
+    kept = [tensor for tensor in (*model.graph.initializer, *writer.made) if tensor.name in used]
+    model.graph.ClearField("initializer")
+    model.graph.initializer.extend(kept)
+    model.graph.ClearField("value_info")
+    checker.check_model(model, full_check=True)
+    return replace(classifier, model=model)
+
+
+def default_float_layers(classifier: ClassifierGraph) -> frozenset[str]:
+    """Return the depthwise convolutions: they have few weights, and int8 harms them most (docs/precision.md)."""
+    model = prepared(classifier.model)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    found = set()
+    for node in model.graph.node:
+        group = next((a.i for a in node.attribute if a.name == "group"), 1)
+        if node.op_type == "Conv" and group > 1 and node.input[1] in weights and weights[node.input[1]].dims[1] == 1:
+            found.add(node.name)
+    return frozenset(found)
+
+
+def choose_ranges(
+    classifier: ClassifierGraph, images: np.ndarray, keep_float: frozenset[str]
+) -> tuple[Ranges, tuple[RangeTrial, ...]]:
+    """Measure ranges in three ways, and choose by the error at the features of images that had no part in them.
+
+    Args:
+        classifier: the float32 graph.
+        images: its input, float32 `[n, ...]`, of fit images.
+        keep_float: nodes that stay float32.
+
+    Raises:
+        ClassifierError: too few images, another input type, or activations that are not finite.
+    """
+    model = _folded(classifier)
+    tensors = _activations(model, classifier)
+    judging = np.arange(len(images)) % HELD_OUT == HELD_OUT - 1
+    reference = features_of(classifier.model, classifier, images[judging])
+
+    def measured(some: np.ndarray, method: RangeMethod) -> Ranges:
+        return measure_ranges(model, some, tensors, method)
+
+    def error(ranges: Ranges) -> float:
+        graph = quantized(classifier, ranges, keep_float)
+        return error_at_features(features_of(graph.model, graph, images[judging]), reference)
+
+    return best_ranges(images[~judging], measured, error)
+
+
+def layer_errors(
+    classifier: ClassifierGraph, ranges: Ranges, images: np.ndarray, keep_float: frozenset[str]
+) -> list[LayerError]:
+    """Return the error at the features when one product alone is quantised, of each that would be; largest first.
+
+    Args:
+        classifier: the float32 graph.
+        ranges: of the activations.
+        images: its input, float32 `[n, ...]`.
+        keep_float: nodes that stay float32.
+    """
+    reference = features_of(classifier.model, classifier, images)
+    layers = _layers(_folded(classifier), classifier)
+    everything = frozenset(node.name for node in layers.products + layers.sums)
+
+    def error(node: NodeProto) -> float:
+        alone = quantized(classifier, ranges, everything - {node.name})
+        return error_at_features(features_of(alone.model, alone, images), reference)
+
+    return ranked([node for node in layers.products if node.name not in keep_float], error)
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """Nodes that may be quantised: products with constant weights, and sums of two activations (residual branches)."""
+
+    products: list[NodeProto]
+    sums: list[NodeProto]
+
+
+def _layers(model: ModelProto, classifier: ClassifierGraph) -> _Layers:
+    weights = {tensor.name for tensor in model.graph.initializer}
+    producers = {name: node for node in model.graph.node for name in node.output}
+    after, products, sums = {classifier.features_tensor}, [], []
+    last = {node.name for node in logits_layer(model, classifier)}
+    convolved: set[str] = set()  # what a convolution or product has had a part in
+    for node in model.graph.node:
+        if convolved.intersection(node.input) or (node.op_type in _PRODUCTS and node.input[1] in weights):
+            convolved.update(node.output)
+        if after.intersection(node.input):
+            after.update(node.output)
+        elif node.op_type in _PRODUCTS and node.input[1] in weights and node.input[0] not in weights:
+            products.append(node)
+        elif node.op_type == "Add" and all(name in convolved and name in producers for name in node.input):
+            sums.append(node)
+    products = [node for node in products if node.name not in last]
+    return _Layers(products[1:], sums)
+
+
+def _activations(model: ModelProto, classifier: ClassifierGraph) -> tuple[str, ...]:
+    layers = _layers(model, classifier)
+    names = [node.input[0] for node in layers.products] + [name for node in layers.sums for name in node.input]
+    return tuple(dict.fromkeys(names))
+
+
+class _Writer:
+    """Writes Q/DQ pairs, one a tensor, and int8 weights."""
+
+    def __init__(self, model: ModelProto, ranges: Ranges, keep: frozenset[str]) -> None:
+        self.made: list[TensorProto] = []
+        self._weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+        self._largest = ranges.largest
+        self._keep = keep
+        self._done: set[str] = set()
+
+    def rewritten(self, node: NodeProto, lowered: bool) -> list[NodeProto]:
+        """Return the node after what its inputs need."""
+        result, before = NodeProto.FromString(node.SerializeToString()), []
+        if lowered:
+            result.input[0] = self._activation(node.input[0], before)
+            second = node.input[1]
+            product = node.op_type in _PRODUCTS
+            result.input[1] = self._weight(node, before) if product else self._activation(second, before)
+        elif len(node.input) > 1 and node.input[1] in self._weights and node.name not in self._keep:
+            result.input[1] = self._stored(node, before)
+        return [*before, result]
+
+    def _activation(self, name: str, before: list[NodeProto]) -> str:
+        scale, zero, low, high = (f"{name}_{part}" for part in ("scale", "zero", "int8", "dequantized"))
+        if name not in self._done:
+            self._done.add(name)
+            step = np.array(max(self._largest[name], 1e-12) / LEVELS, np.float32)
+            self._add((scale, step), (zero, np.array(0, np.int8)))
+            before.append(helper.make_node("QuantizeLinear", [name, scale, zero], [low], name=low))
+            before.append(helper.make_node("DequantizeLinear", [low, scale, zero], [high], name=high))
+        return high
+
+    def _weight(self, node: NodeProto, before: list[NodeProto]) -> str:
+        name = node.input[1]
+        values = self._weights[name].astype(np.float64)
+        transposed = any(a.name == "transB" and a.i for a in node.attribute)
+        axis = 0 if node.op_type == "Conv" or transposed else values.ndim - 1
+        low, scale, zero, high = (f"{name}_axis{axis}_{part}" for part in ("int8", "scale", "zero", "dequantized"))
+        if high not in self._done:
+            self._done.add(high)
+            others = tuple(i for i in range(values.ndim) if i != axis)
+            steps = np.maximum(np.abs(values).max(axis=others), 1e-12).astype(np.float32) / np.float32(WEIGHT_LEVELS)
+            shape = [-1 if i == axis else 1 for i in range(values.ndim)]
+            levels = np.clip(np.rint(values / steps.reshape(shape)), -WEIGHT_LEVELS, WEIGHT_LEVELS).astype(np.int8)
+            self._add((low, levels), (scale, steps), (zero, np.zeros(len(steps), np.int8)))
+            before.append(helper.make_node("DequantizeLinear", [low, scale, zero], [high], name=high, axis=axis))
+        return high
+
+    def _stored(self, node: NodeProto, before: list[NodeProto]) -> str:
+        """Large weights of the layers that always stay float32 are stored as float16."""
+        name, values = node.input[1], self._weights[node.input[1]]
+        if values.dtype != np.float32 or not is_stored_half(node, values):
+            return name
+        stored = f"{name}_fp16"
+        cast = cast_node(stored, TensorProto.FLOAT)
+        if stored not in self._done:
+            self._done.add(stored)
+            self._add((stored, values.astype(np.float16)))
+            before.append(cast)
+        return str(cast.output[0])
+
+    def _add(self, *tensors: tuple[str, np.ndarray]) -> None:
+        self.made += [numpy_helper.from_array(value, name) for name, value in tensors]
+
+
+def _folded(classifier: ClassifierGraph) -> ModelProto:
+    """Return the prepared graph, every BatchNormalization behind a convolution folded into its weights."""
+    if classifier.input_type != TensorProto.FLOAT:
+        kind = TensorProto.DataType.Name(classifier.input_type)
+        raise ClassifierError(f"the classifier's input is {kind}; int8 is made of a float32 classifier: export that")
+    model = prepared(classifier.model)
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    read = [name for node in model.graph.node for name in node.input] + [value.name for value in model.graph.output]
+    producers = {name: node for node in model.graph.node for name in node.output}
+    nodes, made = [], []
+    for node in model.graph.node:
+        before = producers.get(node.input[0]) if node.op_type == "BatchNormalization" else None
+        alone = before is not None and before.op_type == "Conv" and read.count(node.input[0]) == 1
+        if alone and before is not None and all(name in weights for name in (*before.input[1:], *node.input[1:])):
+            made += _fold(before, node, weights)
+        else:
+            nodes.append(node)
+    replace_nodes(model, nodes)
+    used = {name for node in model.graph.node for name in node.input}
+    kept = [tensor for tensor in (*model.graph.initializer, *made) if tensor.name in used]
+    model.graph.ClearField("initializer")
+    model.graph.initializer.extend(kept)
+    return model
+
+
+def _fold(convolution: NodeProto, norm: NodeProto, weights: dict[str, np.ndarray]) -> list[TensorProto]:
+    """Let the convolution give what the norm gave."""
+    scale, shift, mean, variance = (weights[name].astype(np.float64) for name in norm.input[1:5])
+    epsilon = next((a.f for a in norm.attribute if a.name == "epsilon"), 1e-5)
+    factor = scale / np.sqrt(variance + epsilon)
+    kernel = weights[convolution.input[1]].astype(np.float64)
+    bias = weights[convolution.input[2]].astype(np.float64) if len(convolution.input) > 2 else 0.0
+    names = f"{norm.name}_folded_weight", f"{norm.name}_folded_bias"
+    values = kernel * factor.reshape(-1, *(1 for _ in kernel.shape[1:])), shift + (bias - mean) * factor
+    del convolution.input[1:]
+    convolution.input.extend(names)
+    convolution.output[0] = norm.output[0]
+    return [numpy_helper.from_array(v.astype(np.float32), name) for name, v in zip(names, values, strict=True)]
