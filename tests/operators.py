@@ -123,7 +123,10 @@ def _quantised(name: str, stops: str | None = None, per_channel: bool = True, **
     """A quantised convolution with ReLU and pooling, and what one row changes in it."""
     scales = CHANNELS if per_channel else {"ws": 0.01, "wz": np.int8(0)}
     axis = "<axis=0>" if per_channel else ""
-    bias, output = changed.pop("bias", ""), changed.pop("output", "oq = QuantizeLinear(r, s, z) o = DequantizeLinear(oq, s, z)")
+    bias, output = (
+        changed.pop("bias", ""),
+        changed.pop("output", "oq = QuantizeLinear(r, s, z) o = DequantizeLinear(oq, s, z)"),
+    )
     body = (
         f"{ACTIVATION} dw = DequantizeLinear{axis}(w, ws, wz) {bias} c = Conv(d, dw, b) r = Relu(c) {output} "
         "g = GlobalAveragePool(o) y = Flatten(g)"
@@ -145,7 +148,8 @@ QUANTISED = [
     _quantised("int8-opset-21", opset=21),
     _quantised("int8-float-output", output="o = Identity(r)"),
     _row("int8-weights-quantised-in-graph", f"{IMAGES} -> {PLANES}",
-         f"{ACTIVATION} qw = QuantizeLinear<axis=0>(w, ws, wz) dw = DequantizeLinear<axis=0>(qw, ws, wz) y = Conv(d, dw)",
+         f"{ACTIVATION} qw = QuantizeLinear<axis=0>(w, ws, wz) dw = DequantizeLinear<axis=0>(qw, ws, wz) "
+         "y = Conv(d, dw)",
          w=W, **ZERO, **CHANNELS),
     _row("int8-matmul", "float[N,512] x -> float[N,1000] y",
          f"{ACTIVATION} dw = DequantizeLinear<axis=1>(w, ws, wz) y = MatMul(d, dw)", **ZERO, **BANK),
@@ -251,11 +255,12 @@ CALL = {"domains": ("grood",)}
 MICROSOFT = {"domains": ("com.microsoft",)}
 DOMAINS = [
     _row("nonzero", f"{ROWS} -> int64[2,k] y", "y = NonZero(x)", "NonZero"),
-    _row("function", f"float[N,1000] x -> float[N] y", "y = grood.Distance(x, p)", p=weights(1, 1000), **CALL,
+    _row("function", "float[N,1000] x -> float[N] y", "y = grood.Distance(x, p)", p=weights(1, 1000), **CALL,
          functions='<domain: "grood", opset_import: ["" : 17]> Distance (a, b) => (o) '
          "{ i = Constant<value_ints=[1]>() d = Sub(a, b) s = Mul(d, d) r = ReduceSum<keepdims=0>(s, i) o = Sqrt(r) }"),
     _row("functions-in-functions", SAME, "y = grood.Outer(x)", **CALL,
-         functions='<domain: "grood", opset_import: ["" : 17]> Inner <axis>(a) => (o) { o = Softmax<axis: int = @axis>(a) } '
+         functions='<domain: "grood", opset_import: ["" : 17]> Inner <axis>(a) => (o) '
+         "{ o = Softmax<axis: int = @axis>(a) } "
          '<domain: "grood", opset_import: ["" : 17, "grood" : 1]> Outer (a) => (o) '
          "{ b = Neg(a) o = grood.Inner<axis=1>(b) }"),
     _row("microsoft-fused-matmul", f"{ROWS} -> float[N,50] y", "y = com.microsoft.FusedMatMul(x, w)", "FusedMatMul",
@@ -263,8 +268,8 @@ DOMAINS = [
     _row("microsoft-gelu", SAME, "y = com.microsoft.Gelu(x)", **MICROSOFT),
     _row("microsoft-fused-conv", f"{IMAGES} -> {PLANES}", 'y = com.microsoft.FusedConv<activation="Relu">(x, w)',
          "FusedConv", w=W, **MICROSOFT),
-    _row("microsoft-qlinear-add", SAME, "q = QuantizeLinear(x, s, z) a = com.microsoft.QLinearAdd(q, s, z, q, s, z, s, z) "
-         "y = DequantizeLinear(a, s, z)", "QLinearAdd", **ZERO, **MICROSOFT),
+    _row("microsoft-qlinear-add", SAME,
+         "q = QuantizeLinear(x, s, z) a = com.microsoft.QLinearAdd(q, s, z, q, s, z, s, z) y = DequantizeLinear(a, s, z)", "QLinearAdd", **ZERO, **MICROSOFT),
     _row("unknown", SAME, "y = Foo(x)", "Foo"),
     _row("det", "float[N,3,3] x -> float[N] y", "y = Det(x)", "Det"),
     _row("unique", "float[100] x -> float[u] y", "y = Unique(x)", "Unique"),
