@@ -14,6 +14,8 @@ from onnx import ModelProto, numpy_helper, parser
 
 __all__ = ["OPERATOR_GRAPHS", "OperatorGraph", "model_of", "weights"]
 
+Named = dict[str, Any]
+
 IMAGES = "float[N,3,32,32] x"
 ROWS = "float[N,1000] x"
 
@@ -114,9 +116,9 @@ RESIZE = [
 ]  # fmt: skip
 
 ACTIVATION = "q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z)"
-ZERO = {"s": 0.02, "z": np.int8(0)}
-CHANNELS = {"ws": np.full(8, 0.01, np.float32), "wz": np.zeros(8, np.int8)}
-INT8_W = {"w": weights(8, 3, 3, 3, dtype=np.int8)}
+ZERO: Named = {"s": 0.02, "z": np.int8(0)}
+CHANNELS: Named = {"ws": np.full(8, 0.01, np.float32), "wz": np.zeros(8, np.int8)}
+INT8_W: Named = {"w": weights(8, 3, 3, 3, dtype=np.int8)}
 
 
 def _quantised(name: str, stops: str | None = None, per_channel: bool = True, **changed: Any) -> OperatorGraph:
@@ -135,7 +137,11 @@ def _quantised(name: str, stops: str | None = None, per_channel: bool = True, **
     return _row(name, f"{IMAGES} -> float[N,8] y", body, stops, **constants)
 
 
-BANK = {"w": weights(512, 1000, dtype=np.int8), "ws": np.full(1000, 0.01, np.float32), "wz": np.zeros(1000, np.int8)}
+BANK: Named = {
+    "w": weights(512, 1000, dtype=np.int8),
+    "ws": np.full(1000, 0.01, np.float32),
+    "wz": np.zeros(1000, np.int8),
+}
 QUANTISED = [
     _quantised("int8-per-channel"),
     _quantised("int8-per-tensor", per_channel=False),
@@ -251,8 +257,9 @@ ARITHMETIC = [
          s=weights(3), b=weights(3), m=weights(3), v=np.abs(weights(3))),
 ]  # fmt: skip
 
-CALL = {"domains": ("grood",)}
-MICROSOFT = {"domains": ("com.microsoft",)}
+CALL: Named = {"domains": ("grood",)}
+MICROSOFT: Named = {"domains": ("com.microsoft",)}
+FUSED_ADD = "a = com.microsoft.QLinearAdd(q, s, z, q, s, z, s, z)"
 DOMAINS = [
     _row("nonzero", f"{ROWS} -> int64[2,k] y", "y = NonZero(x)", "NonZero"),
     _row("function", "float[N,1000] x -> float[N] y", "y = grood.Distance(x, p)", p=weights(1, 1000), **CALL,
@@ -268,8 +275,8 @@ DOMAINS = [
     _row("microsoft-gelu", SAME, "y = com.microsoft.Gelu(x)", **MICROSOFT),
     _row("microsoft-fused-conv", f"{IMAGES} -> {PLANES}", 'y = com.microsoft.FusedConv<activation="Relu">(x, w)',
          "FusedConv", w=W, **MICROSOFT),
-    _row("microsoft-qlinear-add", SAME,
-         "q = QuantizeLinear(x, s, z) a = com.microsoft.QLinearAdd(q, s, z, q, s, z, s, z) y = DequantizeLinear(a, s, z)", "QLinearAdd", **ZERO, **MICROSOFT),
+    _row("microsoft-qlinear-add", SAME, f"q = QuantizeLinear(x, s, z) {FUSED_ADD} y = DequantizeLinear(a, s, z)",
+         "QLinearAdd", **ZERO, **MICROSOFT),
     _row("unknown", SAME, "y = Foo(x)", "Foo"),
     _row("det", "float[N,3,3] x -> float[N] y", "y = Det(x)", "Det"),
     _row("unique", "float[100] x -> float[u] y", "y = Unique(x)", "Unique"),

@@ -1,15 +1,22 @@
 """TensorRT-RTX as the judge: does its parser take a model, and does its builder make an engine of it? Needs no GPU."""
 
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import onnx
 import pytest
 
-__all__ = ["Verdict", "build_rtx", "rtx_operators"]
+__all__ = ["Verdict", "build_rtx", "digest_at_fixed_addresses", "rtx_operators"]
 
 trt: Any = pytest.importorskip("tensorrt_rtx")
 
+ROOT = Path(__file__).parents[1]
 BATCHES = (1, 8, 32)  # least, usual and largest batch of the one profile
 NOISE = ("catchCudaError", "cudaError 35")  # what every failure drags behind itself where there is no GPU
 
@@ -67,6 +74,27 @@ def rtx_operators(names: list[str]) -> set[str]:
     return {name for name in names if parser.supports_operator(name)}
 
 
+def digest_at_fixed_addresses(path: Path, compute_capabilities: tuple[str, ...]) -> str:
+    """Build in a new process whose memory is not laid out at random; returns the engine's SHA-256.
+
+    TensorRT-RTX orders outputs and numbers its own tensors by their addresses, so two builds of one process differ.
+    """
+    setarch = shutil.which("setarch")
+    if setarch is None or subprocess.run([setarch, "-R", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine does not let a process fix its memory layout (setarch -R)")
+    code = (
+        "import hashlib, pathlib; from tests.rtx import build_rtx\n"
+        f"verdict = build_rtx(pathlib.Path({str(path)!r}).read_bytes(), {compute_capabilities!r})\n"
+        "print(verdict.stage, hashlib.sha256(verdict.engine).hexdigest())"
+    )
+    environment = os.environ | {"PYTHONHASHSEED": "0"}
+    command = [setarch, "-R", sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=ROOT)
+    stage, digest = result.stdout.split()
+    assert stage == "built"
+    return digest
+
+
 def _add_profile(builder: Any, network: Any, config: Any) -> None:
     profile = builder.create_optimization_profile()
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
@@ -78,6 +106,6 @@ def _add_profile(builder: Any, network: Any, config: Any) -> None:
         assert config.add_optimization_profile(profile) >= 0
 
 
-def _without_noise(messages: Any) -> str:
+def _without_noise(messages: Iterable[str]) -> str:
     lines = [line for message in messages for line in message.splitlines()]
     return "\n".join(dict.fromkeys(line for line in lines if not any(noise in line for noise in NOISE)))

@@ -34,6 +34,7 @@ from grood_edge.export.preflight_rules import (
     Finding,
     Scope,
     is_large_or_outside,
+    operator_findings,
     refused,
     subgraphs,
     type_name,
@@ -159,6 +160,7 @@ def _expanded(
 
 
 def _graph_findings(model: ModelProto) -> Iterator[Finding]:
+    yield from _take_out_unknown(model.graph, _opset(model), 1)
     with contextlib.suppress(Exception):  # an invalid model keeps the types that it states
         model = shape_inference.infer_shapes(model)
     scope = Scope(_opset(model), ChainMap(), ChainMap(), ChainMap(), frozenset(), frozenset())
@@ -168,6 +170,24 @@ def _graph_findings(model: ModelProto) -> Iterator[Finding]:
     if first is not None:
         found = "quantised tensors, strongly typed, which TensorRT before 10.12 (JetPack 6: 10.3) is not proven to take"
         yield warning(first, found, "Build and verify on the device before relying on it", JETPACK)
+
+
+def _take_out_unknown(graph: GraphProto, opset: int, depth: int) -> Iterator[Finding]:
+    """Take nodes out that are refused as they are: onnx 1.23 crashes when it infers shapes of some of them."""
+    kept = []
+    for node in graph.node:
+        findings = list(operator_findings(node, opset))
+        if depth >= MAX_DEPTH and any(True for _ in subgraphs(node)):
+            findings.append(refused(node, f"subgraphs nested more than {MAX_DEPTH} deep", "Flatten the control flow"))
+        yield from findings
+        if not findings:
+            for inner in subgraphs(node):
+                yield from _take_out_unknown(inner, opset, depth + 1)
+            kept.append(node)
+    if len(kept) < len(graph.node):
+        nodes = [NodeProto.FromString(node.SerializeToString()) for node in kept]
+        graph.ClearField("node")
+        graph.node.extend(nodes)
 
 
 def _walk(graph: GraphProto, around: Scope) -> Iterator[Finding]:
@@ -182,10 +202,7 @@ def _walk(graph: GraphProto, around: Scope) -> Iterator[Finding]:
         for rule in RULES:
             yield from rule(node, scope)
         for inner in subgraphs(node):
-            if scope.depth >= MAX_DEPTH:
-                yield refused(node, f"subgraphs nested more than {MAX_DEPTH} deep", "Flatten the control flow")
-            else:
-                yield from _walk(inner, scope)
+            yield from _walk(inner, scope)
 
 
 def _scope_of(graph: GraphProto, around: Scope) -> Scope:
@@ -203,13 +220,14 @@ def _scope_of(graph: GraphProto, around: Scope) -> Scope:
             constants[node.output[0]] = tensor
     for name, tensor in constants.items():
         types[name], shapes[name] = tensor.data_type, tuple(tensor.dims)
+    inner = around.depth > 0
     return Scope(
         around.opset,
         ChainMap(types, *_maps(around.types)),
         ChainMap(shapes, *_maps(around.shapes)),
         ChainMap(constants, *_maps(around.constants)),
-        around.inputs or frozenset(value.name for value in graph.input if value.name not in constants),
-        frozenset(value.name for value in graph.output) if around.depth == 0 else frozenset(),
+        around.inputs if inner else frozenset(value.name for value in graph.input if value.name not in constants),
+        frozenset() if inner else frozenset(value.name for value in graph.output),
         around.depth + 1,
     )
 
@@ -221,7 +239,8 @@ def _maps(mapping: MutableMapping[str, Any]) -> list[MutableMapping[str, Any]]:
 def _constant(node: NodeProto) -> TensorProto | None:
     for attribute in node.attribute:
         if attribute.name == "value":
-            return attribute.t
+            tensor: TensorProto = attribute.t
+            return tensor
         if attribute.name in ("value_int", "value_ints"):
             values = attribute.ints if attribute.type == AttributeProto.INTS else attribute.i
             return numpy_helper.from_array(np.array(values, np.int64))

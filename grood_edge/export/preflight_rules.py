@@ -12,8 +12,8 @@ from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, defs, numpy
 from grood_edge.stored_head import GROUP
 
 __all__ = [
-    "BOTH", "JETPACK", "RULES", "STANDARD_DOMAINS", "TENSORRT_TYPES", "Family", "Finding", "Scope", "is_large_or_outside",
-    "refused", "subgraphs", "type_name", "warning",
+    "BOTH", "JETPACK", "RULES", "STANDARD_DOMAINS", "TENSORRT_TYPES", "Family", "Finding", "Scope",
+    "is_large_or_outside", "operator_findings", "refused", "subgraphs", "type_name", "warning",
 ]  # fmt: skip
 
 Family = Literal["tensorrt", "tensorrt-rtx"]
@@ -143,14 +143,15 @@ class Scope:
             return None
 
 
-def _operator_rule(node: NodeProto, scope: Scope) -> Iterator[Finding]:
+def operator_findings(node: NodeProto, opset: int) -> Iterator[Finding]:
+    """Yield what is wrong with a node's operator as such: its domain, or that it cannot be imported."""
     if node.domain not in STANDARD_DOMAINS:
         silent = "; the parser may drop the domain and read it as the standard operator" if _known(node) else ""
         found = f"an operator of domain {node.domain!r}{silent}"
         yield refused(node, found, "Export the classifier with standard operators, without a runtime's own fusions")
     elif not _known(node):
-        exists = _schema(node.op_type, scope.opset) is not None
-        found = "TensorRT cannot import this operator" if exists else f"no operator of ONNX opset {scope.opset}"
+        exists = _schema(node.op_type, opset) is not None
+        found = "TensorRT cannot import this operator" if exists else f"no operator of ONNX opset {opset}"
         yield refused(node, found, _INSTEAD.get(node.op_type, _REPLACE))
 
 
@@ -176,7 +177,7 @@ def _uint8_rule(node: NodeProto, scope: Scope) -> Iterator[Finding]:
 def _operand_rule(node: NodeProto, scope: Scope) -> Iterator[Finding]:
     """Operands that share a type in ONNX's definition of the operator must share it here, and be of a type it takes."""
     schema = _schema(node.op_type, scope.opset)
-    if schema is None or not schema.inputs or node.domain not in STANDARD_DOMAINS:
+    if schema is None or not schema.inputs:
         return
     first: dict[str, tuple[str, int]] = {}
     for position, name in enumerate(node.input):
@@ -300,7 +301,6 @@ def _head_rule(node: NodeProto, scope: Scope) -> Iterator[Finding]:
 
 
 RULES: tuple[Callable[[NodeProto, Scope], Iterator[Finding]], ...] = (
-    _operator_rule,
     _type_rule,
     _uint8_rule,
     _operand_rule,
@@ -315,10 +315,12 @@ RULES: tuple[Callable[[NodeProto, Scope], Iterator[Finding]], ...] = (
 
 
 def refused(node: NodeProto, found: str, advice: str) -> Finding:
+    """Return a finding about a node that stops a build for both families."""
     return Finding(_name_of(node), node.op_type or "node", found, BOTH, advice)
 
 
 def warning(node: NodeProto, found: str, advice: str, families: tuple[Family, ...]) -> Finding:
+    """Return a finding about a node that stops nothing."""
     return Finding(_name_of(node), node.op_type or "node", found, families, advice, "warning")
 
 
@@ -328,6 +330,7 @@ def _name_of(node: NodeProto) -> str:
 
 
 def type_name(kind: int) -> str:
+    """Return the name of an ONNX element type as ONNX writes it: `float`, `int64`."""
     return _T.DataType.Name(kind).lower() if kind in _T.DataType.values() else f"number {kind}"
 
 
@@ -358,9 +361,11 @@ def _zero_point(node: NodeProto) -> str:
 
 
 def is_large_or_outside(tensor: TensorProto) -> bool:
+    """Return whether a tensor is a weight, or in another file: its values are not read."""
     return math.prod(tensor.dims) > MAX_CONSTANT or tensor.data_location == TensorProto.EXTERNAL
 
 
 def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
+    """Yield the graphs of a control flow operator."""
     for attribute in node.attribute:
         yield from (graph for graph in (attribute.g, *attribute.graphs) if graph.node or graph.output)
