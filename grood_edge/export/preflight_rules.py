@@ -207,6 +207,8 @@ def _integer_rule(node: NodeProto, scope: Scope) -> Iterator[Finding]:
         or (node.op_type == "Clip" and kind == _T.INT8)
     ):
         yield refused(node, f"computes on {type_name(kind)}", "Cast the operands to float32")
+    elif node.op_type == "Resize" and kind in (_T.BOOL, _T.INT64):
+        yield refused(node, f"resizes a tensor of type {type_name(kind)}", "Cast it to float32 first")
     elif node.op_type == "Mod" and kind in (_T.FLOAT, *_LESS_PRECISE) and not _integer(node, "fmod", 0):
         yield refused(node, f"fmod=0 on {type_name(kind)}", "Set fmod=1")
     if node.op_type != "DequantizeLinear":

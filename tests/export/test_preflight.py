@@ -104,6 +104,10 @@ BEYOND: dict[str, tuple[str, ModelProto]] = {
         "LayerNormalization",
         graph("float16[N,8] x -> float16[N,8] y", "y = LayerNormalization(x, s, b)", **NORM),
     ),
+    "bool resize": (
+        "Resize",
+        graph("bool[1,3,8,8] x -> bool[1,3,4,4] y", 'y = Resize<mode="nearest">(x, , s)', s=[1.0, 1.0, 0.5, 0.5]),
+    ),
     "bool product": ("Mul", graph("bool[N,8] x -> bool[N,8] y", "y = Mul(x, x)")),
     "float modulo": ("Mod", graph(SAME, "y = Mod(x, x)")),
     "dilated pool": (
