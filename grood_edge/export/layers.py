@@ -103,7 +103,7 @@ def fits_half(values: np.ndarray) -> bool:
     finite = np.abs(values[np.isfinite(values)])
     if finite.size and finite.max() > LARGEST_HALF:
         return False
-    return values.size > 1 or not finite.size or finite.max() == 0 or bool(values.astype(np.float16).any())
+    return bool(values.size > 1 or not finite.size or finite.max() == 0 or values.astype(np.float16).any())
 
 
 def is_stored_half(node: NodeProto, values: np.ndarray) -> bool:
