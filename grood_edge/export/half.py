@@ -225,4 +225,8 @@ def _overflowing(mixed: ClassifierGraph, images: np.ndarray) -> list[NodeProto]:
     for image in images:
         found = opened.run({mixed.input_name: image[None].astype(np.float16).astype(np.float32)}, wanted)
         infinite.update(name for name, values in found.items() if not np.isfinite(values).all())
-    return [node for node in nodes if node.output[0] in infinite and not infinite.intersection(node.input)]
+    first = [node for node in nodes if node.output[0] in infinite and not infinite.intersection(node.input)]
+    casts = {node.output[0] for node in first if node.op_type == "Cast" and node.input[0] not in constants}
+    # What a Cast in front of float16 nodes cannot hold, those nodes have to take in float32.
+    readers = [node for node in mixed.model.graph.node if casts.intersection(node.input)]
+    return readers + [node for node in first if node.output[0] not in casts]

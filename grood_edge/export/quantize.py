@@ -48,11 +48,7 @@ def quantized(classifier: ClassifierGraph, ranges: Ranges, keep_float: frozenset
     model = _folded(classifier)
     layers = _layers(model, classifier)
     lowered = [node.name for node in layers.products + layers.sums if node.name not in keep_float]
-    if not any(node.name in lowered for node in layers.products):
-        raise ClassifierError(
-            "no convolution or product of the classifier can be int8 (the first and the last layer never are); use "
-            "--precision fp16 or fp32"
-        )
+    _require_products([node for node in layers.products if node.name in lowered])
     writer = _Writer(model, ranges, keep_float)
     nodes = [made for node in model.graph.node for made in writer.rewritten(node, node.name in lowered)]
     replace_nodes(model, nodes)
@@ -91,6 +87,7 @@ def choose_ranges(
         ClassifierError: too few images, another input type, or activations that are not finite.
     """
     model = _folded(classifier)
+    _require_products(_layers(model, classifier).products)
     tensors = _activations(model, classifier)
     judging = np.arange(len(images)) % HELD_OUT == HELD_OUT - 1
     reference = features_of(classifier.model, classifier, images[judging])
@@ -152,6 +149,14 @@ def _layers(model: ModelProto, classifier: ClassifierGraph) -> _Layers:
             sums.append(node)
     products = [node for node in products if node.name not in last]
     return _Layers(products[1:], sums)
+
+
+def _require_products(products: list[NodeProto]) -> None:
+    if not products:
+        raise ClassifierError(
+            "no convolution or product of the classifier can be int8 (the first and the last layer never are); use "
+            "--precision fp16 or fp32"
+        )
 
 
 def _activations(model: ModelProto, classifier: ClassifierGraph) -> tuple[str, ...]:
