@@ -3,7 +3,7 @@
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -46,6 +46,7 @@ class Graph:
     executable: Any
 
 
+@runtime_checkable
 class Memory(Protocol):
     """Buffers. Copies are put on a stream and return at once."""
 
@@ -59,6 +60,7 @@ class Memory(Protocol):
         """Copy the first `size` bytes from the device to the host side."""
 
 
+@runtime_checkable
 class Queue(Protocol):
     """Work in order; `handle` is the stream as TensorRT takes it."""
 
@@ -71,6 +73,7 @@ class Queue(Protocol):
         """Release everything that was made with the stream."""
 
 
+@runtime_checkable
 class Graphs(Protocol):
     """Work that is captured once and launched often."""
 
@@ -81,10 +84,12 @@ class Graphs(Protocol):
         """Put a captured graph on the stream."""
 
 
+@runtime_checkable
 class Stream(Memory, Queue, Graphs, Protocol):
     """What one execution context works with: for one thread at a time."""
 
 
+@runtime_checkable
 class Device(Protocol):
     """A GPU as a backend sees it."""
 

@@ -121,11 +121,12 @@ class _Lanes:
         """Lend a lane, a new one if need be."""
         with self._lock:
             loaded = self._loaded
-            idle = self._idle.pop() if self._idle else None
-        if loaded is None:
-            raise BackendError("the session is closed; open it again with open_session(...)")
-        self._device.make_current()
-        return idle or Lane(loaded, self._device)
+            if loaded is None:
+                raise BackendError("the session is closed; open it again with open_session(...)")
+            self._device.make_current()
+            if self._idle:
+                return self._idle.pop()
+        return Lane(loaded, self._device)
 
     def give_back(self, lane: Lane) -> None:
         """Keep a lane for the next run; after `close` it is released instead."""
@@ -147,7 +148,11 @@ class _Lanes:
         """Release all that is idle."""
         with self._lock:
             lanes, self._idle, self._loaded = self._idle, [], None
-        errors = []
+        errors: list[BackendError] = []
+        try:
+            self._device.make_current()  # another thread may close what this one opened
+        except BackendError as error:
+            errors.append(error)
         for lane in lanes:
             try:
                 lane.close()

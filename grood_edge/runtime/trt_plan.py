@@ -35,8 +35,8 @@ class EngineTensor:
 class LoadedEngine:
     """An engine and the runtime that it needs as long as it lives; `least` to `most` images a run."""
 
+    engine: Any  # before the runtime: attributes are released in this order
     runtime: Any
-    engine: Any
     logger: Any
     tensors: tuple[EngineTensor, ...]
     least: int
@@ -84,7 +84,7 @@ def load_engine(api: TrtApi, plan: bytes, contract: Contract, logger: Any) -> Lo
     tensors = tuple(_tensor(api, engine, engine.get_tensor_name(i)) for i in range(engine.num_io_tensors))
     _require_agreement(tensors, contract)
     least, most = _batch_range(engine)
-    return LoadedEngine(runtime, engine, logger, tensors, least, most)
+    return LoadedEngine(engine, runtime, logger, tensors, least, most)
 
 
 def _tensor(api: TrtApi, engine: Any, name: str) -> EngineTensor:
