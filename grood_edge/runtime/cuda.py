@@ -178,7 +178,7 @@ class CudaStream:
         """
         _checked(self.cudart, self.cudart.cudaStreamSynchronize(self.stream), "waiting for the GPU")
 
-    def capture(self, work: Callable[[], None]) -> Graph:
+    def capture(self, work: Callable[[], object]) -> Graph:
         """Record what `work` puts on the stream as a graph.
 
         Raises:
@@ -224,7 +224,7 @@ class CudaStream:
         """
         _checked(self.cudart, self.cudart.cudaGraphLaunch(graph.executable, self.stream), "launching a CUDA graph")
 
-    def elapsed(self, work: Callable[[], None]) -> float:
+    def elapsed(self, work: Callable[[], object]) -> float:
         """Return the milliseconds that the GPU spends on what `work` puts on the stream.
 
         Raises:

@@ -77,7 +77,7 @@ class Queue(Protocol):
 class Graphs(Protocol):
     """Work that is captured once and launched often."""
 
-    def capture(self, work: Callable[[], None]) -> Graph:
+    def capture(self, work: Callable[[], object]) -> Graph:
         """Record what `work` puts on the stream, without running it."""
 
     def launch(self, graph: Graph) -> None:

@@ -42,7 +42,7 @@ class TrtBackend:
             plan: the serialised engine. It is native code: check where it came from first.
             contract: of the artifact that the engine was built from, or of that artifact recalibrated.
             device: the GPU.
-            logger: the process's TensorRT logger, with what it logged in `messages`.
+            logger: the process's TensorRT logger, which counts what it logs (`count`) and returns it (`since(count)`).
             decide_on_host: the contract was recalibrated since the engine was built: compute `p_value` and `is_ood`
                 from the contract's calibration scores, not with the engine's.
 

@@ -32,6 +32,7 @@ class Lane:
 
     def __init__(self, loaded: LoadedEngine, device: Device) -> None:
         self._loaded = loaded
+        self._said = 0  # messages that TensorRT had logged before this run
         self._stream = device.open_stream()
         self._captured: dict[int, _Captured] = {}
         self._seen: set[int] = set()
@@ -55,6 +56,7 @@ class Lane:
             BackendError: TensorRT or CUDA failed; close the lane then.
         """
         size = max(len(frames), self._loaded.least)
+        self._said = self._loaded.logger.count
         for tensor in self._inputs():
             host = self._host(tensor, size)
             host[: len(frames)] = frames
@@ -119,9 +121,9 @@ class Lane:
             self._stream.download(self._buffers[tensor.name], size * tensor.row_bytes)
 
     def _failure(self, what: str) -> BackendError:
+        reason = logged_reason(self._loaded.logger, self._said)
         return BackendError(
-            f"TensorRT {what}: {logged_reason(self._loaded.logger)}. Run grood-edge selftest; --backend onnxruntime "
-            "runs without TensorRT"
+            f"TensorRT {what}: {reason}. Run grood-edge selftest; --backend onnxruntime runs without TensorRT"
         )
 
     def _inputs(self) -> list[EngineTensor]:

@@ -48,18 +48,20 @@ class LoadedEngine:
         Raises:
             BackendError: TensorRT made none.
         """
+        said = self.logger.count
         context = self.engine.create_execution_context()
         if context is None:
+            reason = logged_reason(self.logger, said)
             raise BackendError(
-                f"TensorRT made no execution context: {logged_reason(self.logger)}. Free GPU memory, or build the "
-                "engine for a smaller batch with grood-edge compile --batch"
+                f"TensorRT made no execution context: {reason}. Free GPU memory, or build the engine for a smaller "
+                "batch with grood-edge compile --batch"
             )
         return context
 
 
-def logged_reason(logger: Any) -> str:
-    """Return the last thing that TensorRT logged."""
-    messages = list(getattr(logger, "messages", ()))
+def logged_reason(logger: Any, said: int) -> str:
+    """Return the last thing that TensorRT logged since it had logged `said` messages."""
+    messages = logger.since(said)
     return str(messages[-1]).strip().rstrip(".") if messages else "it gave no reason"
 
 
@@ -69,18 +71,20 @@ def load_engine(api: TrtApi, plan: bytes, contract: Contract, logger: Any) -> Lo
     Raises:
         BackendError: TensorRT refuses it, or it is not an engine of this artifact.
     """
+    said = logger.count
     try:
         runtime = api.module.Runtime(logger)
     except TypeError as error:  # pybind11's word for a factory that returned nothing
         raise BackendError(
-            f"{api.family} {api.version} cannot start ({logged_reason(logger)}): is a GPU with a driver there? "
+            f"{api.family} {api.version} cannot start ({logged_reason(logger, said)}): is a GPU with a driver there? "
             "Run grood-edge doctor"
         ) from error
     if hasattr(runtime, "engine_host_code_allowed"):
         runtime.engine_host_code_allowed = False
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        raise BackendError(f"{api.family} {api.version} cannot read the engine: {logged_reason(logger)}; {_REBUILD}")
+        reason = logged_reason(logger, said)
+        raise BackendError(f"{api.family} {api.version} cannot read the engine: {reason}; {_REBUILD}")
     tensors = tuple(_tensor(api, engine, engine.get_tensor_name(i)) for i in range(engine.num_io_tensors))
     _require_agreement(tensors, contract)
     least, most = _batch_range(engine)

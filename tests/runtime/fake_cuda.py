@@ -1,4 +1,4 @@
-# ruff: noqa: N801, N802, N815 -- the names are CUDA's
+# ruff: noqa: N802, N815 -- the names are CUDA's
 """A CUDA runtime without a GPU: real bytes, late execution, and no forgiveness.
 
 It stands in for the module `cuda.bindings.runtime`. Work on a stream happens when somebody waits for it, as late as
@@ -26,7 +26,7 @@ class Misuse(BaseException):
     """What CUDA leaves undefined; no handler for errors may swallow it."""
 
 
-class cudaError_t(enum.IntEnum):
+class Code(enum.IntEnum):
     cudaSuccess = 0
     cudaErrorMemoryAllocation = 2
     cudaErrorCudartUnloading = 4
@@ -38,12 +38,12 @@ class cudaError_t(enum.IntEnum):
     cudaErrorStreamCaptureInvalidated = 901
 
 
-class cudaMemcpyKind(enum.IntEnum):
+class CopyKind(enum.IntEnum):
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
 
 
-class cudaStreamCaptureMode(enum.IntEnum):
+class CaptureMode(enum.IntEnum):
     cudaStreamCaptureModeThreadLocal = 1
 
 
@@ -100,28 +100,28 @@ RETURNING = {  # functions that return something beside the code
     "cudaEventCreateWithFlags",
     "cudaEventElapsedTime",
 }
-OK = cudaError_t.cudaSuccess
+OK = Code.cudaSuccess
 
 
 class FakeCudart:
     """`fail`: (function, n) -> code, for its n-th call (from 1); n = 0 for every call."""
 
-    cudaError_t = cudaError_t
-    cudaMemcpyKind = cudaMemcpyKind
-    cudaStreamCaptureMode = cudaStreamCaptureMode
+    cudaError_t = Code
+    cudaMemcpyKind = CopyKind
+    cudaStreamCaptureMode = CaptureMode
     cudaStreamNonBlocking = 1
     cudaHostAllocDefault = 0
     cudaHostAllocMapped = 2
     cudaEventDefault = 0
 
     def __init__(self, integrated: bool = False, device: int = 0) -> None:
-        self.fail: dict[tuple[str, int], cudaError_t] = {}
+        self.fail: dict[tuple[str, int], Code] = {}
         self.calls: list[str] = []
         self.counts: Counter[str] = Counter()
         self.lock = threading.RLock()
         self.memory: dict[int, Memory] = {}
         self.handles: dict[int, Handle] = {}
-        self.last_error: cudaError_t = OK
+        self.last_error: Code = OK
         self._integrated = integrated
         self._next = DEVICE_BASE
         self._threads = threading.local()
@@ -185,7 +185,7 @@ class FakeCudart:
         return OK, 12060
 
     @call
-    def cudaGetErrorString(self, error: cudaError_t) -> Any:
+    def cudaGetErrorString(self, error: Code) -> Any:
         return OK, error.name.removeprefix("cudaError").lower().encode()
 
     @call
@@ -222,8 +222,8 @@ class FakeCudart:
         return self._free(pointer, "host")
 
     @call
-    def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: cudaMemcpyKind, stream: Handle) -> Any:
-        up = kind == cudaMemcpyKind.cudaMemcpyHostToDevice
+    def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: CopyKind, stream: Handle) -> Any:
+        up = kind == CopyKind.cudaMemcpyHostToDevice
         target_side, source_side = ("device", "host") if up else ("host", "device")
 
         def copy() -> None:
@@ -250,14 +250,14 @@ class FakeCudart:
         handle = self._live(int(stream), "stream")
         if handle.capture is not None:
             handle.broken = True
-            return self._error(cudaError_t.cudaErrorStreamCaptureUnsupported)
+            return self._error(Code.cudaErrorStreamCaptureUnsupported)
         work, handle.work = handle.work, []
         for step in work:
             step()
         return (OK,)
 
     @call
-    def cudaStreamBeginCapture(self, stream: Handle, mode: cudaStreamCaptureMode) -> Any:
+    def cudaStreamBeginCapture(self, stream: Handle, mode: CaptureMode) -> Any:
         handle = self._live(int(stream), "stream")
         handle.capture, handle.broken = [], False
         return (OK,)
@@ -269,7 +269,7 @@ class FakeCudart:
             raise Misuse("a capture that was not begun")
         work, handle.capture = handle.capture, None
         if handle.broken:
-            return (*self._error(cudaError_t.cudaErrorStreamCaptureInvalidated), None)
+            return (*self._error(Code.cudaErrorStreamCaptureInvalidated), None)
         return OK, self._handle("graph", work)
 
     # Graphs and events
@@ -327,7 +327,7 @@ class FakeCudart:
     def _device(self) -> int:
         return int(getattr(self._threads, "device", 0))
 
-    def _error(self, code: cudaError_t) -> tuple[cudaError_t]:
+    def _error(self, code: Code) -> tuple[Code]:
         self.last_error = code
         return (code,)
 
@@ -335,7 +335,7 @@ class FakeCudart:
         self.memory[base] = Memory(kind, base, data)
         return base
 
-    def _free(self, pointer: int, kind: str) -> tuple[cudaError_t]:
+    def _free(self, pointer: int, kind: str) -> tuple[Code]:
         if pointer not in self.memory or self.memory[pointer].kind != kind:
             raise Misuse(f"freed twice, or never allocated as {kind} memory: {pointer:#x}")
         self.memory.pop(pointer).data[:] = GARBAGE
@@ -354,7 +354,7 @@ class FakeCudart:
             raise Misuse(f"a {kind} of device {handle.device} used while the thread's device is {self._device()}")
         return handle
 
-    def _destroy(self, handle: Handle, kind: str) -> tuple[cudaError_t]:
+    def _destroy(self, handle: Handle, kind: str) -> tuple[Code]:
         found = self._live(int(handle), kind)
         if kind == "stream" and (found.work or found.capture is not None):
             raise Misuse("a stream destroyed with work on it")

@@ -53,7 +53,14 @@ def opened(plan: bytes) -> onnxruntime.InferenceSession:
 
 class FakeLogger:
     def __init__(self) -> None:
-        self.messages: list[str] = []
+        self.messages = ["an older warning, which is the reason for nothing"]
+
+    @property
+    def count(self) -> int:
+        return len(self.messages)
+
+    def since(self, count: int) -> list[str]:
+        return self.messages[count:]
 
 
 class FakeTrt:
@@ -123,7 +130,7 @@ class FakeEngine:
         return len(self._tensors)
 
     def get_tensor_name(self, index: int) -> str:
-        return list(self._tensors)[index]
+        return [str(tensor) for tensor in self._tensors][index]
 
     def get_tensor_mode(self, name: str) -> TensorIOMode:
         return TensorIOMode.INPUT if name in [t.name for t in self._inputs] else TensorIOMode.OUTPUT
