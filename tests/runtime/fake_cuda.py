@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 DEVICE_BASE = 0x7F00_0000_0000_0000  # not canonical on any machine: the host would crash there
+MEMORY = 8 << 30
 GARBAGE = 0xA5  # of fresh memory
 
 
@@ -202,6 +203,8 @@ class FakeCudart:
 
     @call
     def cudaHostAlloc(self, size: int, flags: int) -> Any:
+        if size > MEMORY:
+            return *self._error(Code.cudaErrorMemoryAllocation), None
         data = np.full(size, GARBAGE, np.uint8)
         return OK, self._add("host", data.ctypes.data, data)
 
@@ -232,6 +235,20 @@ class FakeCudart:
         self.at(target, size, target_side), self.at(source, size, source_side)
         self.submit(int(stream), copy)
         return (OK,)
+
+    @call
+    def cudaMemsetAsync(self, pointer: int, value: int, size: int, stream: Handle) -> Any:
+        def fill() -> None:
+            self.at(pointer, size, "device")[:] = value
+
+        self.at(pointer, size, "device")
+        self.submit(int(stream), fill)
+        return (OK,)
+
+    @call
+    def cudaMemGetInfo(self) -> Any:
+        used = sum(memory.data.size for memory in self.memory.values() if memory.kind == "device")
+        return OK, MEMORY - used, MEMORY
 
     # Streams
 
