@@ -81,6 +81,21 @@ def _own_names(tree: ast.AST) -> Iterator[str]:
                     yield inner.attr
 
 
+def _typed_names(tree: ast.AST) -> set[tuple[int, str]]:
+    """Return the parameters of other types than Any, for each attribute in their function: mypy checks those.
+
+    TensorRT's objects are all Any.
+    """
+    found = set()
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef):
+            arguments = [*function.args.args, *function.args.kwonlyargs]
+            typed = [a.arg for a in arguments if a.annotation is not None and ast.unparse(a.annotation) != "Any"]
+            inner = [node for node in ast.walk(function) if isinstance(node, ast.Attribute)]
+            found |= {(id(node), name) for node in inner for name in typed}
+    return found
+
+
 def _last(node: ast.AST) -> str:
     """Return the last name of `a.b.c`."""
     if isinstance(node, ast.Attribute):
@@ -95,6 +110,9 @@ class _Reader:
         self.unknown: list[tuple[str, str]] = []
         self._file = file
         self._aliases: dict[str, str] = {}
+        self._typed = _typed_names(tree)
+        imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import)]
+        self._imported = {alias.asname or alias.name for node in imports for alias in node.names}  # such as `os`
         calls = {id(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
         for node in ast.walk(tree):
             if isinstance(node, ast.Assign):
@@ -130,7 +148,11 @@ class _Reader:
         path = self._module_path(node)
         if path == "":
             return
+        if (id(node), _last(node.value)) in self._typed:
+            return
         owner = RECEIVERS.get(_last(node.value).lstrip("_"))
+        if isinstance(node.value, ast.Call):  # such as `api.module.Runtime(logger).deserialize_cuda_engine`
+            owner = self._module_path(node.value.func) or owner
         if path is None and owner is None:
             self.unknown.append((node.attr, where))
             return
@@ -143,7 +165,7 @@ class _Reader:
         """Note the names in `has("A.B")`, `hasattr(x, "b")` and `getattr(x, "b", default)`."""
         name = _last(call.func)
         at = {"has": 0, "hasattr": 1, "getattr": 1}.get(name)
-        if at is not None and len(call.args) > at:
+        if at is not None and len(call.args) > at and _last(call.args[0]) not in self._imported:
             argument = call.args[at]
             if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
                 self.asked.add(argument.value)

@@ -60,11 +60,7 @@ class TrtBackend:
         self._lanes = _Lanes(loaded, device)
         # also at the end of the process, before the modules that it needs are gone
         self._finalizer = weakref.finalize(self, self._lanes.close)
-        try:
-            self._lanes.give_back(self._lanes.take())  # memory that is missing is missed now
-        except BaseException:
-            self._finalizer()
-            raise
+        self._lanes.give_back(self._lanes.take())  # memory that is missing is missed now
 
     @property
     def cuda_graphs(self) -> str:

@@ -136,6 +136,8 @@ def test_a_batch_below_the_smallest_is_filled_up_and_cut(rig: Rig, frames: np.nd
         found = backend.run(frames[:1])
         assert len(found) == 1
         assert found.ood_score[0] == expected.ood_score[0]
+        (lane,) = backend._lanes._idle
+        assert not rig.cuda.at(lane._buffers["image"].device, 4096, "device")[1024:].any(), "an earlier frame is left"
 
 
 def test_an_engine_of_fixed_batch_runs_through_a_session(rig: Rig, single_path: Path, frames: np.ndarray) -> None:
@@ -275,6 +277,7 @@ def test_a_false_while_running_is_an_error_and_the_next_run_is_right(
     rig.trt.fail.add((method, rig.trt.counts[method] + 1))
     with pytest.raises(BackendError, match=f"fake failure of {method}.*--backend onnxruntime"):
         backend.run(frames[:2])
+    assert rig.cuda.counts["cudaStreamDestroy"] == 1, "what failed is kept"
     for _ in range(3):
         require_same(backend.run(frames[:2]), answers(rig.artifact, frames[:2], 2)[0])
     backend.close()
