@@ -123,6 +123,7 @@ class FakeCudart:
         self.memory: dict[int, Memory] = {}
         self.handles: dict[int, Handle] = {}
         self.last_error: Code = OK
+        self._mappable: dict[int, bool] = {}
         self._integrated = integrated
         self._next = DEVICE_BASE
         self._threads = threading.local()
@@ -206,10 +207,13 @@ class FakeCudart:
         if size > MEMORY:
             return *self._error(Code.cudaErrorMemoryAllocation), None
         data = np.full(size, GARBAGE, np.uint8)
+        self._mappable[data.ctypes.data] = flags == self.cudaHostAllocMapped
         return OK, self._add("host", data.ctypes.data, data)
 
     @call
     def cudaHostGetDevicePointer(self, pointer: int, flags: int) -> Any:
+        if not self._mappable[pointer]:
+            raise Misuse("pinned memory that was not allocated as mapped")
         self._next += 1 << 32
         return OK, self._add("mapped", self._next, self.memory[pointer].data)
 

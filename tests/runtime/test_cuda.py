@@ -94,6 +94,7 @@ def test_a_spoilt_capture_is_an_error_and_the_stream_goes_on() -> None:
     stream = open_stream(fake)
     with pytest.raises(BackendError, match="cudaErrorStreamCaptureUnsupported"):
         stream.capture(stream.synchronize)
+    assert fake.last_error == Code.cudaSuccess
     with pytest.raises(BackendError, match="cudaErrorStreamCaptureInvalidated"):
         stream.capture(lambda: fake.spoil_capture(stream.handle))
     assert fake.last_error == Code.cudaSuccess, "the next call would report an old error"
