@@ -19,7 +19,7 @@ from grood_edge.runtime.engine_spec import BuildSpec
 from grood_edge.runtime.layer_types import count_types, graph_products, read_layers, require_precision
 from grood_edge.runtime.trt_api import TrtApi, process_logger, without_noise
 
-__all__ = ["Built", "build_engine"]
+__all__ = ["BuildSettings", "Built", "build_engine", "require_usable"]
 
 MAX_TIMING_CACHE_BYTES = 256 << 20
 _SHOWN_DEPTH = 2  # of nested phases of a build
@@ -31,6 +31,20 @@ _ADVICE = {
 
 
 @dataclass(frozen=True)
+class BuildSettings:
+    """What the builder was told beside the spec; False where it has no such setting.
+
+    tf32 would round factors to ten bits; strict_nans keeps `x - x` and the like from being folded.
+    """
+
+    strongly_typed: bool
+    tf32: bool
+    strict_nans: bool
+    timing_cache: bool
+    optimization_level: int
+
+
+@dataclass(frozen=True)
 class Built:
     """An engine: the serialised plan, how it was built, and what TensorRT said meanwhile.
 
@@ -38,7 +52,7 @@ class Built:
     """
 
     plan: bytes
-    settings: dict[str, str | int | bool]
+    settings: BuildSettings
     layer_types: dict[str, int]
     warnings: tuple[str, ...]
     seconds: float
@@ -84,6 +98,15 @@ def build_engine(api: TrtApi, artifact: Artifact, spec: BuildSpec, progress: Pro
     return Built(plan, settings, count_types(layers), warnings, time.monotonic() - start)
 
 
+def require_usable(api: TrtApi) -> None:
+    """Find out whether TensorRT starts at all.
+
+    Raises:
+        BackendError: it does not; mostly there is no driver.
+    """
+    _builder(api, process_logger(api))
+
+
 def _builder(api: TrtApi, logger: Any) -> Any:
     said = logger.count
     try:
@@ -126,7 +149,7 @@ def _code(error: Any) -> str:
     return f"{name}: " if name and name != "SUCCESS" else ""
 
 
-def _config(api: TrtApi, builder: Any, network: Any, spec: BuildSpec) -> tuple[Any, dict[str, str | int | bool]]:
+def _config(api: TrtApi, builder: Any, network: Any, spec: BuildSpec) -> tuple[Any, BuildSettings]:
     trt, can = api.module, api.capabilities
     config = builder.create_builder_config()
     if config is None:
@@ -143,15 +166,13 @@ def _config(api: TrtApi, builder: Any, network: Any, spec: BuildSpec) -> tuple[A
         if not config.set_compute_capability(getattr(trt.ComputeCapability, target), index):
             raise BackendError(f"{api.family} {api.version} refuses to build for {target}; leave it out of --sm")
     _add_profile(api, builder, network, config, spec.batch)
-    settings: dict[str, str | int | bool] = {
-        "strongly_typed": can.strongly_typed,
-        "tf32": False,
-        "strict_nans": can.strict_nans,
-        "optimization_level": int(getattr(config, "builder_optimization_level", -1)),
-        "batch": ",".join(map(str, spec.batch)),
-        "targets": ",".join(spec.targets),
-        "timing_cache": can.timing_cache and spec.timing_cache is not None,
-    }
+    settings = BuildSettings(
+        strongly_typed=can.strongly_typed,
+        tf32=False,
+        strict_nans=can.strict_nans,
+        timing_cache=can.timing_cache and spec.timing_cache is not None,
+        optimization_level=int(config.builder_optimization_level),
+    )
     return config, settings
 
 

@@ -3,9 +3,9 @@
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from grood_edge import onnx_proto as proto
 from grood_edge import wire
@@ -29,6 +29,7 @@ __all__ = [
     "engine_key",
     "engine_name",
     "fitting_batch",
+    "known_targets",
     "parse_batch",
     "parse_targets",
     "precision_of",
@@ -79,7 +80,9 @@ class BuildSpec:
         if len(set(self.targets)) < len(self.targets):
             raise UsageError(f"--sm names a GPU twice: {', '.join(self.targets)}; name each once")
         if CURRENT in self.targets and len(self.targets) > 1:
-            raise UsageError("--sm current stands for this machine's GPU alone; leave it out, or name all GPUs by number")
+            raise UsageError(
+                "--sm current stands for this machine's GPU alone; leave it out, or name all GPUs by number"
+            )
         if _TURING in self.targets:
             raise UsageError(
                 "--sm 75: TensorRT-RTX has no float32 matrix product on Turing, and the OOD head is float32. Leave 75 "
@@ -140,17 +143,25 @@ def check_spec(api: TrtApi, contract: Contract, spec: BuildSpec, device: Device)
         )
     if CURRENT in spec.targets and device.compute_capability is None:
         raise UsageError("--sm current: this machine has no usable GPU; name the target by number, such as --sm 86")
-    known = [name for name in dir(api.module.ComputeCapability) if _TARGET.fullmatch(name) and name != _TURING]
+    known = known_targets(api)
     unknown = [target for target in spec.targets if target != CURRENT and target not in known]
     if unknown:
         raise UsageError(
             f"--sm {_listed(unknown)}: {api.family} {api.version} does not build for that GPU; it knows "
-            f"{_listed(sorted(known, key=lambda name: int(name[2:])))}. A Jetson builds its own engine, on the device, "
+            f"{_listed(known)}. A Jetson builds its own engine, on the device, "
             "with --backend tensorrt"
         )
 
 
-def _listed(targets: Any) -> str:
+def known_targets(api: TrtApi) -> tuple[str, ...]:
+    """Return the GPUs that a module can build this project's engines for by name; none where it has no choice."""
+    if not api.capabilities.compute_capabilities:
+        return ()
+    names = [name for name in dir(api.module.ComputeCapability) if _TARGET.fullmatch(name) and name != _TURING]
+    return tuple(sorted(names, key=lambda name: int(name[2:])))
+
+
+def _listed(targets: Iterable[str]) -> str:
     return ",".join(target.removeprefix("SM").lower() for target in targets)
 
 

@@ -157,9 +157,7 @@ def require_precision(layers: tuple[Layer, ...], products: tuple[Product, ...], 
         )
 
 
-def _of_the_contract(
-    layers: tuple[Layer, ...], products: tuple[Product, ...], contract: Contract
-) -> Iterator[str]:
+def _of_the_contract(layers: tuple[Layer, ...], products: tuple[Product, ...], contract: Contract) -> Iterator[str]:
     precision = precision_of(contract)
     kept = {name if name.startswith("classifier/") else f"classifier/{name}" for name in precision.float_layers}
     types = _tensor_types(layers)
