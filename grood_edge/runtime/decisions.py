@@ -1,0 +1,26 @@
+"""The decision on the host: for an engine whose calibration knots are older than the contract."""
+
+import dataclasses
+
+import numpy as np
+
+from grood_edge.conformal import DecisionRule
+from grood_edge.outputs import Outputs
+
+__all__ = ["decided_by"]
+
+
+def decided_by(rule: DecisionRule, outputs: Outputs) -> Outputs:
+    """Return the outputs with `p_value` and `is_ood` computed anew from their scores, as the graph computes them.
+
+    p_value = (1 + count) / (n + 1), 0 for rows that are not valid; is_ood = not valid or count < k; count, n and k are
+    those of the group of the predicted class.
+    """
+    counts = rule.counts(outputs.ood_score, outputs.class_id)
+    denominators = np.array([scores.size for scores in rule.scores], np.float32) + np.float32(1)
+    p_values = (counts + 1).astype(np.float32) / denominators[rule.group_of_class[outputs.class_id]]
+    return dataclasses.replace(
+        outputs,
+        p_value=np.where(outputs.valid, p_values, np.float32(0)).astype(np.float32),
+        is_ood=~outputs.valid | (counts < rule.ranks_of(outputs.class_id)),
+    )
