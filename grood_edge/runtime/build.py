@@ -237,7 +237,9 @@ def _last(said: list[str]) -> str:
 
 
 def _monitor(api: TrtApi, progress: Progress, interrupts: "_Interrupts") -> Any:
-    class Monitor(api.module.IProgressMonitor):  # type: ignore[misc]
+    base: Any = api.module.IProgressMonitor
+
+    class Monitor(base):  # type: ignore[misc]
         """TensorRT calls it from the thread that builds, or from its own."""
 
         def __init__(self) -> None:

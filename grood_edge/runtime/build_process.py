@@ -1,7 +1,8 @@
 """Building in a process of its own: the same bytes each time, and a crash inside TensorRT is only an error here.
 
 TensorRT-RTX orders what it builds by memory addresses, so two builds in one process differ in names and order. A fresh
-process whose addresses are not randomised gives the same engine again (on Linux; elsewhere engines may differ).
+process whose addresses are not randomised gives the same engine again: the same installation of Python and Linux, that
+is. Elsewhere engines may differ in names, and with TensorRT, which chooses by timing, in more than that.
 """
 
 import ctypes
@@ -27,6 +28,8 @@ __all__ = ["build_apart"]
 
 _ADDR_NO_RANDOMIZE = 0x0040000  # of linux/personality.h
 _AGAIN = "GROOD_EDGE_BUILD_STARTED_AGAIN"
+# "" is the current folder, where anything may lie
+_CODE = "import sys; sys.path[:] = filter(None, sys.path); from grood_edge.runtime.build_process import _main; _main()"
 _PATIENCE = 20.0  # seconds that a cancelled build has for ending well
 _STDERR_BYTES = 2000
 
@@ -40,11 +43,11 @@ def build_apart(api: TrtApi, artifact: Artifact, spec: BuildSpec, progress: Prog
     """
     if not sys.executable:  # embedded: there is no Python to start
         return build_engine(api, artifact, spec, progress)
-    code = f"import sys; sys.path[:] = {sys.path!r}; from grood_edge.runtime.build_process import _main; _main()"
-    environment = {**os.environ, "PYTHONHASHSEED": "0"}
+    path = os.pathsep.join(dict.fromkeys(folder or os.getcwd() for folder in sys.path))
+    environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": path}
     with tempfile.TemporaryFile() as said:
         with subprocess.Popen(  # noqa: S603 - our own interpreter and code
-            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, env=environment
+            [sys.executable, "-c", _CODE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, env=environment
         ) as process:
             try:
                 assert process.stdin is not None
@@ -87,7 +90,10 @@ def _receive(pipe: IO[bytes], progress: Progress) -> Built | None:
             raise KeyboardInterrupt
         else:
             found = answer["built"]
-            plan = pipe.read(found.pop("bytes"))
+            size = found.pop("bytes")
+            plan = pipe.read(size)
+            if len(plan) < size:
+                return None
             settings = BuildSettings(**found.pop("settings"))
             return Built(plan, settings, warnings=tuple(found.pop("warnings")), **found)
     return None

@@ -1,6 +1,5 @@
 """From an artifact to an engine file: which TensorRT, check, build, read back, publish."""
 
-import importlib
 import os
 import time
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from grood_edge.progress import Progress, silent
 from grood_edge.publishing import check_output
 from grood_edge.runtime.build import require_usable
 from grood_edge.runtime.build_process import build_apart
+from grood_edge.runtime.cuda import device_info, load_cudart
 from grood_edge.runtime.engine import require_safe_folder, runs_on
 from grood_edge.runtime.engine_spec import BuildSpec, Device, check_spec, engine_name, fitting_batch, sm_name
 from grood_edge.runtime.layer_types import inspected_types
@@ -45,9 +45,8 @@ class Compiled:
 def present_device() -> Device:
     """Return the GPU of this machine; without one, a device without compute capability."""
     try:
-        cuda = importlib.import_module("grood_edge.runtime.cuda")
-        info = cuda.device_info(cuda.load_cudart())
-    except (ImportError, GroodEdgeError):
+        info = device_info(load_cudart())
+    except GroodEdgeError:  # no driver, no GPU, no cuda-bindings: `grood-edge doctor` says which
         return NO_DEVICE
     major, minor = info.driver
     return Device(info.name, info.compute_capability, f"{major}.{minor}")

@@ -115,8 +115,8 @@ def require_safe_folder(folder: Path) -> None:
     mode = folder.resolve().stat().st_mode
     if os.name == "posix" and mode & _WRITABLE_BY_OTHERS:
         raise BackendError(
-            f"others can write the folder {folder} (mode {stat.S_IMODE(mode):04o}), and engines are native code: choose "
-            f"another with --out, or close it: chmod go-w {shlex.quote(str(folder))}"
+            f"others can write the folder {folder} (mode {stat.S_IMODE(mode):04o}), and engines are native code: "
+            f"choose another with --out, or close it: chmod go-w {shlex.quote(str(folder))}"
         )
 
 
@@ -288,7 +288,7 @@ def _require_fit(refusals: _Refusals, sidecar: Sidecar) -> None:
         ),
         (
             sidecar.key == engine_key(artifact, api, device, sidecar.spec),
-            f"another version of grood-edge built it by other rules ({sidecar.tools.get('grood-edge', 'unknown')[:20]})",
+            f"grood-edge {sidecar.tools.get('grood-edge', '?')[:20]} built it, by other rules than this one's",
         ),
     ]
     for holds, reason in rules:
