@@ -38,7 +38,7 @@ from grood_edge.runtime.sidecar import (
     signed_part,
 )
 from grood_edge.runtime.trt_api import TrtApi
-from grood_edge.runtime.user_key import signature, user_key
+from grood_edge.runtime.user_key import open_no_link, signature, user_key
 
 __all__ = ["Device", "OpenedEngine", "open_engine", "rebuild_command", "require_safe_folder", "runs_on"]
 
@@ -167,10 +167,10 @@ def _require_safe_place(refusals: _Refusals, path: Path) -> None:
     for item in (path, sidecar_path(path)):
         try:
             status = os.lstat(item)
-        except OSError as error:
+        except OSError as problem:
             if item == path:
-                raise refusals.error(f"it cannot be read ({error.strerror})") from error
-            raise refusals.error(f"its sidecar {item.name} is missing, so nobody can tell what it is") from error
+                raise refusals.error(f"it cannot be read ({problem.strerror})") from problem
+            raise refusals.error(f"its sidecar {item.name} is missing, so nobody can tell what it is") from problem
         if stat.S_ISLNK(status.st_mode):
             raise refusals.error(
                 f"{item.name} is a symbolic link; expected a file", first=f"rm {shlex.quote(str(item))} && "
@@ -190,17 +190,17 @@ def _require_safe_place(refusals: _Refusals, path: Path) -> None:
 def _read_bounded(refusals: _Refusals, path: Path, limit: int, expected: int | None = None) -> bytes:
     """Read a file that was looked at before, and must still be one, of at most `limit` or exactly `expected` bytes."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-        with os.fdopen(descriptor, "rb") as file:
-            size = os.fstat(descriptor).st_size
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode) or size > limit:
+        with open_no_link(path) as file:
+            status = os.fstat(file.fileno())
+            size = status.st_size
+            if not stat.S_ISREG(status.st_mode) or size > limit:
                 raise refusals.error(f"{path.name} has {size:,} bytes; at most {limit:,} are read")
             if expected is not None and size != expected:
                 what = "was truncated" if size < expected else "is another file, or was added to"
                 raise refusals.error(f"it {what}: it has {size:,} bytes, and its sidecar says {expected:,}")
             return file.read(size + 1)
-    except OSError as error:
-        raise refusals.error(f"{path.name} cannot be read ({error.strerror})") from error
+    except OSError as problem:
+        raise refusals.error(f"{path.name} cannot be read ({problem.strerror})") from problem
 
 
 def _read_sidecar(refusals: _Refusals) -> tuple[Sidecar, Contract, dict[str, Any]]:

@@ -226,7 +226,8 @@ def inspected_types(api: TrtApi, plan: bytes, contract: Contract) -> dict[str, i
     """
     if not api.capabilities.inspector:
         return None
-    engine = api.module.Runtime(process_logger(api)).deserialize_cuda_engine(plan)
+    runtime = api.module.Runtime(process_logger(api))
+    engine = runtime.deserialize_cuda_engine(plan)
     inspector = None if engine is None else engine.create_engine_inspector()
     if inspector is None:
         return None

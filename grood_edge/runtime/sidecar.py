@@ -71,9 +71,9 @@ class Sidecar:
         return BuildSpec((least, usual, most), self.targets)
 
 
-def sidecar_path(engine: Path) -> Path:
-    """Return the path of an engine's sidecar."""
-    return engine.with_name(engine.name + ".json")
+def sidecar_path(path: Path) -> Path:
+    """Return the path of the sidecar of the engine at `path`."""
+    return path.with_name(path.name + ".json")
 
 
 def sidecar_of(

@@ -132,24 +132,24 @@ def _logger_class(module: Any) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.count = 0
-            self._kept: deque[str] = deque(maxlen=_KEPT_MESSAGES)
+            self._texts: deque[str] = deque(maxlen=_KEPT_MESSAGES)
             self._lock = threading.Lock()
 
         @property
         def messages(self) -> list[str]:
             with self._lock:
-                return list(self._kept)
+                return list(self._texts)
 
         def since(self, count: int) -> list[str]:
             with self._lock:
-                new = min(self.count - count, len(self._kept))
-                return list(self._kept)[len(self._kept) - new :]
+                new = min(self.count - count, len(self._texts))
+                return list(self._texts)[len(self._texts) - new :]
 
         def log(self, severity: Any, msg: str) -> None:
             text = without_noise(msg)
             if severity <= worst_wanted and text:
                 with self._lock:
                     self.count += 1
-                    self._kept.append(text)
+                    self._texts.append(text)
 
     return Logger

@@ -7,10 +7,11 @@ import os
 import secrets
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
 from grood_edge.errors import BackendError
 
-__all__ = ["key_path", "signature", "user_key"]
+__all__ = ["key_path", "open_no_link", "signature", "user_key"]
 
 _KEY_BYTES = 32
 
@@ -39,16 +40,16 @@ def user_key(create: bool) -> bytes | None:
     try:
         if create and not os.path.lexists(path):
             _make(path)
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        opened = open_no_link(path)
     except FileNotFoundError:
         return None
-    except OSError as error:
+    except OSError as problem:
         raise BackendError(
-            f"the engine key {path} cannot be used ({error.strerror}); make its folder yours and writable, or set "
+            f"the engine key {path} cannot be used ({problem.strerror}); make its folder yours and writable, or set "
             "XDG_DATA_HOME to one that is"
-        ) from error
-    with os.fdopen(descriptor, "rb") as file:
-        _require_private(path, os.fstat(descriptor))
+        ) from problem
+    with opened as file:
+        _require_private(path, os.fstat(file.fileno()))
         key = file.read(_KEY_BYTES + 1)
     if len(key) != _KEY_BYTES:
         raise BackendError(
@@ -62,11 +63,21 @@ def signature(document: bytes, key: bytes) -> str:
     return hmac.new(key, document, hashlib.sha256).hexdigest()
 
 
+def open_no_link(path: Path) -> BinaryIO:
+    """Open a file for reading, neither through a symbolic link nor waiting for a pipe.
+
+    Raises:
+        OSError: it is not there, is a link, or may not be read.
+    """
+    extra = os.O_NOFOLLOW | os.O_NONBLOCK if os.name == "posix" else 0
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | extra))  # noqa: SIM115
+
+
 def _require_private(path: Path, status: os.stat_result) -> None:
     remedy = "Delete it and build the engines again with grood-edge compile"
     if not stat.S_ISREG(status.st_mode):
         raise BackendError(f"the engine key {path} is no regular file. {remedy}")
-    if not hasattr(os, "geteuid"):  # Windows: a profile's folders are the user's own, and modes say nothing
+    if os.name != "posix":  # Windows: a profile's folders are the user's own, and modes say nothing
         return
     if status.st_uid != os.geteuid():
         raise BackendError(f"the engine key {path} belongs to another user (uid {status.st_uid}). {remedy}")
