@@ -70,7 +70,7 @@ def open_no_link(path: Path) -> BinaryIO:
         OSError: it is not there, is a link, or may not be read.
     """
     extra = os.O_NOFOLLOW | os.O_NONBLOCK if os.name == "posix" else 0
-    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | extra))  # noqa: SIM115
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | extra))
 
 
 def _require_private(path: Path, status: os.stat_result) -> None:
