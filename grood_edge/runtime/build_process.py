@@ -30,6 +30,11 @@ _ADDR_NO_RANDOMIZE = 0x0040000  # of linux/personality.h
 _AGAIN = "GROOD_EDGE_BUILD_STARTED_AGAIN"
 # "" is the current folder, where anything may lie
 _CODE = "import sys; sys.path[:] = filter(None, sys.path); from grood_edge.runtime.build_process import _main; _main()"
+# What libraries, drivers and Python look at; the rest of a shell's variables would change addresses for nothing
+_ENVIRONMENT = (
+    "CUDA", "HOME", "LANG", "LC_", "LD_", "NVIDIA", "OMP_", "PATH", "PYTHON", "SYSTEMROOT", "TEMP", "TMP", "TRT", "USER",
+    "XDG_",
+)  # fmt: skip
 _PATIENCE = 20.0  # seconds that a cancelled build has for ending well
 _STDERR_BYTES = 2000
 
@@ -44,7 +49,8 @@ def build_apart(api: TrtApi, artifact: Artifact, spec: BuildSpec, progress: Prog
     if not sys.executable:  # embedded: there is no Python to start
         return build_engine(api, artifact, spec, progress)
     path = os.pathsep.join(dict.fromkeys(folder or os.getcwd() for folder in sys.path))
-    environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": path}
+    passed = {name: value for name, value in os.environ.items() if name.startswith(_ENVIRONMENT)}
+    environment = passed | {"PYTHONHASHSEED": "0", "PYTHONPATH": path}
     with tempfile.TemporaryFile() as said:
         with subprocess.Popen(  # noqa: S603 - our own interpreter and code
             [sys.executable, "-c", _CODE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, env=environment
@@ -68,6 +74,7 @@ def _send(pipe: IO[bytes], api: TrtApi, artifact: Artifact, spec: BuildSpec) -> 
         "batch": spec.batch,
         "targets": spec.targets,
         "timing_cache": None if spec.timing_cache is None else str(spec.timing_cache),
+        "bytes": len(artifact.model),
     }
     try:
         pipe.write(json.dumps(request).encode() + b"\n")
@@ -150,7 +157,7 @@ def _main() -> None:
 
 def _built(answer: Any) -> Built:
     request = json.loads(sys.stdin.buffer.readline())
-    artifact = read_artifact(sys.stdin.buffer.read())
+    artifact = read_artifact(sys.stdin.buffer.read(request["bytes"]))  # in one piece, however it arrives
     cache = request["timing_cache"]
     spec = BuildSpec(tuple(request["batch"]), tuple(request["targets"]), None if cache is None else Path(cache))
     return build_engine(load_api(request["family"]), artifact, spec, lambda *step: answer({"progress": step}))
