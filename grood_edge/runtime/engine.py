@@ -196,8 +196,11 @@ def _read_bounded(refusals: _Refusals, path: Path, limit: int, expected: int | N
             if not stat.S_ISREG(status.st_mode) or size > limit:
                 raise refusals.error(f"{path.name} has {size:,} bytes; at most {limit:,} are read")
             if expected is not None and size != expected:
-                what = "was truncated" if size < expected else "is another file, or was added to"
-                raise refusals.error(f"it {what}: it has {size:,} bytes, and its sidecar says {expected:,}")
+                what = "was truncated" if size < expected else "was added to"
+                raise refusals.error(
+                    f"it {what}, or the sidecar belongs to another engine: it has {size:,} bytes, and its sidecar "
+                    f"says {expected:,}"
+                )
             return file.read(size + 1)
     except OSError as problem:
         raise refusals.error(f"{path.name} cannot be read ({problem.strerror})") from problem

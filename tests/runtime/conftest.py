@@ -173,7 +173,11 @@ def rtx() -> TrtApi:
 
 @pytest.fixture(scope="session")
 def built_engine(
-    tmp_path_factory: pytest.TempPathFactory, artifact_path: Path, digit_artifact: Artifact, rtx: TrtApi, user_home: Path
+    tmp_path_factory: pytest.TempPathFactory,
+    artifact_path: Path,
+    digit_artifact: Artifact,
+    rtx: TrtApi,
+    user_home: Path,
 ) -> EngineFile:
     """An engine for SM86 and SM89, built by `compile`. Read-only: copy it before spoiling it."""
     folder = tmp_path_factory.mktemp("engine")

@@ -66,7 +66,9 @@ def with_precision(artifact: Artifact, name: str, kept: tuple[str, ...] = (), sa
 
 def _half(node: onnx.NodeProto, model: onnx.ModelProto) -> list[onnx.NodeProto]:
     made = onnx.NodeProto.FromString(node.SerializeToString())
-    into = helper.make_node("Cast", [node.input[0]], [f"{node.name}/in"], f"{node.name}/to_half", to=TensorProto.FLOAT16)
+    into = helper.make_node(
+        "Cast", [node.input[0]], [f"{node.name}/in"], f"{node.name}/to_half", to=TensorProto.FLOAT16
+    )
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     made.input[0] = f"{node.name}/in"
     for index, name in enumerate(node.input[1:], 1):

@@ -80,7 +80,9 @@ class TestBuilds:
                 setattr(self.real, name, value)
 
         names = {name: getattr(rtx.module, name) for name in dir(rtx.module)} | {"Builder": Told}
-        built = build_engine(dataclasses.replace(rtx, module=SimpleNamespace(**names)), digit_artifact, BuildSpec(), silent)
+        built = build_engine(
+            dataclasses.replace(rtx, module=SimpleNamespace(**names)), digit_artifact, BuildSpec(), silent
+        )
         assert told == [("tf32", False), ("nans", True), ("inputs", [-1])]
         assert (built.settings.strongly_typed, built.settings.tf32, built.settings.strict_nans) == (True, False, True)
         assert not built.settings.timing_cache

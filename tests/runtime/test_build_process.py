@@ -80,8 +80,8 @@ def test_a_process_that_dies_is_an_error(
 
 
 def test_half_an_engine_is_none(rtx: TrtApi, digit_artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    built = (
-        "{'plan': '', 'settings': {}, 'bytes': 9, 'warnings': [], 'layer_types': {}, 'seconds': 1}".replace("'", '"')
+    built = "{'plan': '', 'settings': {}, 'bytes': 9, 'warnings': [], 'layer_types': {}, 'seconds': 1}".replace(
+        "'", '"'
     )
     code = f"import sys; sys.stdin.buffer.read(); print('{{\"built\": ' + {built!r} + '}}'); print('half')"
     replaced(monkeypatch, code)

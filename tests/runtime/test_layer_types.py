@@ -94,9 +94,7 @@ class TestFalse:
         assert f"--precision {says}" in str(caught.value)
 
     @pytest.mark.parametrize("name", ["fp16", "int8"])
-    def test_a_layer_that_the_contract_keeps_in_float32(
-        self, rtx: TrtApi, digit_artifact: Artifact, name: str
-    ) -> None:
+    def test_a_layer_that_the_contract_keeps_in_float32(self, rtx: TrtApi, digit_artifact: Artifact, name: str) -> None:
         made = with_precision(digit_artifact, name)
         entry = dataclasses.replace(made.contract.precision, float_layers=(FIRST,))
         lying = dataclasses.replace(made, contract=dataclasses.replace(made.contract, precision=entry))

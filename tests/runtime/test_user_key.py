@@ -104,6 +104,8 @@ def test_without_xdg_data_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_signatures_depend_on_every_bit() -> None:
     key = bytes(32)
     assert signature(b"document", key) == signature(b"document", key)
-    assert len({signature(b"document", key), signature(b"documenu", key), signature(b"document", bytes(31) + b"\1")}) == 3
+    assert (
+        len({signature(b"document", key), signature(b"documenu", key), signature(b"document", bytes(31) + b"\1")}) == 3
+    )
     # RFC 4231, test case 2
     assert signature(b"what do ya want for nothing?", b"Jefe").startswith("5bdcc146bf60754e6a042426089575c75a003f08")
