@@ -32,8 +32,8 @@ _AGAIN = "GROOD_EDGE_BUILD_STARTED_AGAIN"
 _CODE = "import sys; sys.path[:] = filter(None, sys.path); from grood_edge.runtime.build_process import _main; _main()"
 # What libraries, drivers and Python look at; the rest of a shell's variables would change addresses for nothing
 _ENVIRONMENT = (
-    "CUDA", "HOME", "LANG", "LC_", "LD_", "NVIDIA", "OMP_", "PATH", "PYTHON", "SYSTEMROOT", "TEMP", "TMP", "TRT", "USER",
-    "XDG_",
+    "CUDA", "HOME", "LANG", "LC_", "LD_", "NVIDIA", "OMP_", "PATH", "PYTHON", "SYSTEMROOT", "TEMP", "TMP", "TRT",
+    "USER", "XDG_",
 )  # fmt: skip
 _PATIENCE = 20.0  # seconds that a cancelled build has for ending well
 _STDERR_BYTES = 2000

@@ -17,6 +17,7 @@ from grood_edge.runtime.engine_spec import BuildSpec, Device, check_spec, engine
 from grood_edge.runtime.layer_types import inspected_types
 from grood_edge.runtime.sidecar import Sidecar, publish_engine, sidecar_of, sidecar_path
 from grood_edge.runtime.trt_api import FAMILIES, Family, TrtApi, load_api
+from grood_edge.runtime.user_key import user_key
 
 __all__ = ["CompileOptions", "Compiled", "choose_api", "compile_artifact", "engine_path", "present_device"]
 
@@ -112,6 +113,7 @@ def compile_artifact(
             raise BackendError(f"{written} is a symbolic link; delete it, engines are written as files")
         check_output(written, options.force)
     require_safe_folder(path.parent)
+    user_key(create=True)  # what would stop the publication stops the build
     built = build_apart(api, artifact, replace(spec, timing_cache=_timing_cache(api, device)), progress)
     capability = device.compute_capability
     runs_here = capability is not None and (api.family == "tensorrt" or runs_on(spec.targets, capability))

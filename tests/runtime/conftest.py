@@ -184,8 +184,3 @@ def built_engine(
     model = Path(shutil.copy(artifact_path, folder / "digits.onnx"))
     compiled = compile_artifact(model, rtx, NO_DEVICE, CompileOptions(BuildSpec(targets=("SM86", "SM89"))))
     return EngineFile(compiled.path, digit_artifact, rtx)
-
-
-@pytest.fixture(scope="session")
-def color_artifact(color_photos: ColorPhotos) -> Artifact:
-    return read_artifact(color_photos.artifact)

@@ -4,7 +4,7 @@ import dataclasses
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -16,8 +16,9 @@ from grood_edge.runtime.engine_spec import Device
 from grood_edge.runtime.sidecar import sidecar_path
 from grood_edge.runtime.trt_api import TrtApi
 
-__all__ = ["RTX_3060", "EngineFile", "changed", "with_precision"]
+__all__ = ["RTX_3060", "EngineFile", "Name", "changed", "with_precision"]
 
+Name = Literal["fp32", "fp16", "int8"]
 RTX_3060 = Device("NVIDIA GeForce RTX 3060", (8, 6), "12.4")
 
 
@@ -48,7 +49,7 @@ def changed(artifact: Artifact, model: onnx.ModelProto, **contract: Any) -> Arti
     return read_artifact(artifact_bytes(model.SerializeToString(), new))
 
 
-def with_precision(artifact: Artifact, name: str, kept: tuple[str, ...] = (), says: str | None = None) -> Artifact:
+def with_precision(artifact: Artifact, name: Name, kept: tuple[str, ...] = (), says: Name | None = None) -> Artifact:
     """Return the artifact with its convolutions in `name`, but for those in `kept`; the contract `says` so, or else.
 
     Its statistics stay those of float32: here only types count.

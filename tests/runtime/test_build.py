@@ -20,7 +20,7 @@ from grood_edge.progress import silent
 from grood_edge.runtime.build import Built, build_engine, require_usable
 from grood_edge.runtime.engine_spec import BuildSpec
 from grood_edge.runtime.trt_api import TrtApi
-from tests.runtime.engines import with_precision
+from tests.runtime.engines import Name, with_precision
 
 HANDLED = (signal.SIGINT, signal.SIGTERM)
 
@@ -88,7 +88,7 @@ class TestBuilds:
         assert not built.settings.timing_cache
 
     @pytest.mark.parametrize("name", ["fp16", "int8"])
-    def test_in_lower_precision(self, rtx: TrtApi, digit_artifact: Artifact, name: str) -> None:
+    def test_in_lower_precision(self, rtx: TrtApi, digit_artifact: Artifact, name: Name) -> None:
         built = build(rtx, with_precision(digit_artifact, name), "SM89")
         assert ("HALF" in built.layer_types) == (name == "fp16")
         assert ("INT8" in built.layer_types) == (name == "int8")
@@ -156,7 +156,7 @@ class TestRefusals:
             raise TypeError("pybind11::init(): factory function returned nullptr")
 
         names = {name: getattr(rtx.module, name) for name in dir(rtx.module)} | {"Builder": nothing}
-        with pytest.raises(BackendError, match="cannot start: it gave no reason.*grood-edge doctor"):
+        with pytest.raises(BackendError, match=r"cannot start: it gave no reason.*grood-edge doctor"):
             require_usable(TrtApi(SimpleNamespace(**names), "tensorrt", "10.3.0"))
 
 

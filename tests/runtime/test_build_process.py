@@ -15,7 +15,7 @@ from grood_edge.runtime import build_process
 from grood_edge.runtime.build_process import build_apart
 from grood_edge.runtime.engine_spec import BuildSpec
 from grood_edge.runtime.trt_api import TrtApi
-from tests.runtime.engines import with_precision
+from tests.runtime.engines import Name, with_precision
 
 SPEC = BuildSpec((1, 2, 4), ("SM86", "SM120"))
 
@@ -31,7 +31,7 @@ def replaced(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
 
 @pytest.mark.parametrize("name", ["fp32", "fp16", "int8"])
 def test_two_builds_are_byte_identical(
-    rtx: TrtApi, digit_artifact: Artifact, name: str, monkeypatch: pytest.MonkeyPatch
+    rtx: TrtApi, digit_artifact: Artifact, name: Name, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     can = subprocess.run(["setarch", "-R", "true"], capture_output=True, check=False).returncode == 0
     if not can:
@@ -43,7 +43,6 @@ def test_two_builds_are_byte_identical(
     assert first.plan == second.plan
     assert first.settings == second.settings
     assert first.layer_types == second.layer_types
-    assert build_apart(rtx, artifact, BuildSpec((1, 2, 4), ("SM86",)), silent).plan != first.plan
 
 
 def test_progress_and_results_come_over(rtx: TrtApi, digit_artifact: Artifact) -> None:

@@ -20,7 +20,15 @@ from grood_edge.artifact import read_artifact
 from grood_edge.cli import app
 from grood_edge.errors import BackendError, MissingExtraError
 from grood_edge.runtime import compile as module
-from grood_edge.runtime.compile import NO_DEVICE, CompileOptions, choose_api, compile_artifact, present_device
+from grood_edge.runtime.build import BuildSettings, Built
+from grood_edge.runtime.compile import (
+    NO_DEVICE,
+    CompileOptions,
+    choose_api,
+    compile_artifact,
+    engine_path,
+    present_device,
+)
 from grood_edge.runtime.engine import open_engine
 from grood_edge.runtime.engine_spec import BuildSpec, Device
 from grood_edge.runtime.sidecar import sidecar_path
@@ -74,7 +82,6 @@ class TestCommand:
         again = run(model, "--out", tmp_path / "out")
         assert again.exit_code == 1
         assert "use --force" in again.output
-        assert run(model, "--out", tmp_path / "out", "--force").exit_code == 0
 
     def test_one_image_at_a_time_needs_no_batch(self, single_path: Path, tmp_path: Path, user_home: Path) -> None:
         single = shutil.copy(single_path, tmp_path / "single.onnx")
@@ -125,14 +132,13 @@ class TestCommand:
         assert "has mode 0644" in result.output
         assert not list(model.parent.glob("*.engine*"))
 
-    def test_never_writes_through_a_link(self, model: Path, tmp_path: Path) -> None:
-        assert run(model, "--sm", "86").exit_code == 0
-        (engine,) = model.parent.glob("*.engine")
-        engine.rename(tmp_path / "elsewhere")
-        engine.symlink_to(tmp_path / "elsewhere")
+    def test_never_writes_through_a_link(self, model: Path, tmp_path: Path, rtx: TrtApi) -> None:
+        options = CompileOptions(BuildSpec(targets=("SM86",)))
+        engine_path(model, read_artifact(model), rtx, NO_DEVICE, options).symlink_to(tmp_path / "elsewhere")
         result = run(model, "--sm", "86", "--force")
         assert result.exit_code == 1
         assert "is a symbolic link; delete it" in result.output
+        assert not (tmp_path / "elsewhere").exists()
 
 
 class TestCheck:
@@ -254,8 +260,14 @@ class TestDevice:
         assert present_device() == NO_DEVICE
 
 
+def no_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = Built(b"vtrt", BuildSettings(True, False, True, False, 3), {"FLOAT": 1}, (), 0.1)
+    monkeypatch.setattr(module, "build_apart", lambda *arguments: built)
+
+
 def test_what_the_inspector_finds_is_kept(model: Path, rtx: TrtApi, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine with a GPU that the engine is for, and on no other."""
+    no_build(monkeypatch)
     monkeypatch.setattr(module, "inspected_types", lambda api, plan, contract: {"FP32": len(plan)})
     options = CompileOptions(BuildSpec(targets=("SM86",)))
     here = compile_artifact(model, rtx, RTX_3060, options)
@@ -268,6 +280,8 @@ def test_what_the_inspector_finds_is_kept(model: Path, rtx: TrtApi, monkeypatch:
 def test_an_inspector_that_finds_something_else_stops_the_publication(
     model: Path, rtx: TrtApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    no_build(monkeypatch)
+
     def refuse(*arguments: Any) -> None:
         raise BackendError("the contract says fp32, but the inspector does not")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import onnx
 import pytest
 
 from grood_edge.artifact import Artifact, read_artifact
@@ -19,14 +20,14 @@ from grood_edge.demo.images import DemoImages
 from grood_edge.errors import BackendError, OutputError, UsageError
 from grood_edge.export.recalibrate import RecalibrateOptions, recalibrate
 from grood_edge.runtime import sidecar as sidecar_module
-from grood_edge.runtime.build import Built, BuildSettings
+from grood_edge.runtime.build import BuildSettings, Built
 from grood_edge.runtime.compile import NO_DEVICE, CompileOptions, compile_artifact
 from grood_edge.runtime.engine import OpenedEngine, open_engine, rebuild_command, require_safe_folder, runs_on
 from grood_edge.runtime.engine_spec import BuildSpec, Device, engine_name
 from grood_edge.runtime.sidecar import MAX_SIDECAR_BYTES, publish_engine, sidecar_of, sidecar_path
 from grood_edge.runtime.trt_api import TrtApi
 from grood_edge.runtime.user_key import key_path
-from tests.runtime.engines import RTX_3060, EngineFile, with_precision
+from tests.runtime.engines import RTX_3060, EngineFile, changed, with_precision
 from tests.without_hook import without_hook
 
 ORIN = Device("Orin", (8, 7), "12.6")
@@ -282,8 +283,11 @@ class TestRefusesWhatDoesNotFit:
         )
         assert "--force" not in text, "the new engine has another name"
 
-    def test_another_network(self, engine: EngineFile, color_artifact: Artifact) -> None:
-        refused(engine, "built from another network", artifact=color_artifact)
+    def test_another_network(self, engine: EngineFile) -> None:
+        model = onnx.load_model_from_string(engine.artifact.model)
+        relu = next(node for node in model.graph.node if node.op_type == "Relu")
+        relu.op_type = "Elu"
+        refused(engine, "built from another network", artifact=changed(engine.artifact, model))
 
     def test_new_statistics(self, engine: EngineFile, digits: DemoImages, tmp_path: Path) -> None:
         recalibrate(tmp_path / "digits.onnx", digits.test, tmp_path / "new.onnx", RecalibrateOptions())
@@ -294,9 +298,8 @@ class TestRefusesWhatDoesNotFit:
         refused(engine, "it computes in fp32, and the artifact in fp16", artifact=artifact)
 
     def test_another_compute_capability(self, engine: EngineFile) -> None:
-        text = refused(
-            engine, "compute capability 12.0, is none of its targets SM86, SM89", device=Device("B", (12, 0), "13.0")
-        )
+        blackwell = Device("B", (12, 0), "13.0")
+        text = refused(engine, "compute capability 12.0, is none of its targets SM86, SM89", device=blackwell)
         assert text.endswith("--sm 86,89,120")
         text = refused(engine, "is none of its targets", device=Device("Orin", (8, 7), "12.6"))
         assert "--sm" not in text, "TensorRT-RTX does not build for it"

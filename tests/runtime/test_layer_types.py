@@ -18,7 +18,7 @@ from grood_edge.runtime.layer_types import (
     require_precision,
 )
 from grood_edge.runtime.trt_api import TrtApi, process_logger
-from tests.runtime.engines import with_precision
+from tests.runtime.engines import Name, with_precision
 
 FIRST = "node_Conv_25"
 
@@ -85,7 +85,7 @@ class TestFalse:
         ],
     )
     def test_another_precision_than_the_contracts(
-        self, rtx: TrtApi, digit_artifact: Artifact, made: str, says: str, message: str
+        self, rtx: TrtApi, digit_artifact: Artifact, made: Name, says: Name, message: str
     ) -> None:
         artifact = with_precision(digit_artifact, made, says=says)
         with pytest.raises(BackendError, match=message) as caught:
@@ -94,7 +94,7 @@ class TestFalse:
         assert f"--precision {says}" in str(caught.value)
 
     @pytest.mark.parametrize("name", ["fp16", "int8"])
-    def test_a_layer_that_the_contract_keeps_in_float32(self, rtx: TrtApi, digit_artifact: Artifact, name: str) -> None:
+    def test_a_layer_that_the_contract_keeps(self, rtx: TrtApi, digit_artifact: Artifact, name: Name) -> None:
         made = with_precision(digit_artifact, name)
         entry = dataclasses.replace(made.contract.precision, float_layers=(FIRST,))
         lying = dataclasses.replace(made, contract=dataclasses.replace(made.contract, precision=entry))
@@ -109,10 +109,10 @@ class TestFalse:
             check(layers, artifact)
 
     @pytest.mark.parametrize("name", ["fp32", "fp16"])
-    def test_a_head_that_became_half(self, rtx: TrtApi, digit_artifact: Artifact, name: str) -> None:
+    def test_a_head_that_became_half(self, rtx: TrtApi, digit_artifact: Artifact, name: Name) -> None:
         artifact = with_precision(digit_artifact, name)
         layers = retyped(layers_of(rtx, artifact), "grood/h_dot_p", "HALF")
-        with pytest.raises(BackendError, match="grood/h_dot_p.* is HALF and should be FLOAT"):
+        with pytest.raises(BackendError, match=r"grood/h_dot_p.* is HALF and should be FLOAT"):
             check(layers, artifact)
 
     def test_an_output_in_half(self, rtx: TrtApi, digit_artifact: Artifact) -> None:
@@ -137,7 +137,7 @@ class TestFalse:
             for i, layer in enumerate(layers_of(rtx, digit_artifact))
             if not layer.name.startswith("grood/")
         )
-        with pytest.raises(BackendError, match="none of the 5 .* is found in TensorRT's network"):
+        with pytest.raises(BackendError, match=r"none of the 5 .* is found in TensorRT's network"):
             check(layers, digit_artifact)
 
 

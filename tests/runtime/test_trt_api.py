@@ -57,7 +57,7 @@ class TestLoading:
 
     def test_a_missing_tensorrt_says_where_it_comes_from(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "tensorrt", None)
-        with pytest.raises(BackendError, match="JetPack .*python3-libnvinfer"):
+        with pytest.raises(BackendError, match=r"JetPack .*python3-libnvinfer"):
             load_api("tensorrt")
 
     @pytest.mark.parametrize("version", ["8.6.1", "9.3.0"])

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from grood_edge.errors import BackendError
-from grood_edge.runtime import user_key as module
 from grood_edge.runtime.user_key import key_path, signature, user_key
 
 
@@ -62,7 +61,7 @@ def test_one_that_others_could_read_or_write_is_refused(mode: int) -> None:
 def test_one_of_another_user_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     user_key(create=True)
     owner = key_path().stat().st_uid
-    monkeypatch.setattr(module.os, "geteuid", lambda: owner + 1)
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
     with pytest.raises(BackendError, match=f"belongs to another user \\(uid {owner}\\)"):
         user_key(create=False)
 
