@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from grood_edge import __version__
+from grood_edge.cli_compile import compile_command
 from grood_edge.cli_evaluate import evaluate_command
 from grood_edge.cli_options import (
     AllowUnreadable,
@@ -274,6 +275,7 @@ def score_command(
 
 
 app.command("evaluate")(evaluate_command)
+app.command("compile")(compile_command)
 
 
 @app.command("inspect")

@@ -39,6 +39,8 @@ __all__ = [
     "MIN_SCALE",
     "contract_from_json",
     "is_plain_name",
+    "read_value",
+    "strict_json",
 ]
 
 MAX_CONTRACT_BYTES = 16 << 20
@@ -76,15 +78,8 @@ def contract_from_json(text: str) -> tuple[Contract, dict[str, str]]:
             f"with at most {MAX_VALUES:,} values"
         )
     try:
-        document = json.loads(
-            text,
-            parse_constant=_refuse_constant,
-            parse_int=_number(int),
-            parse_float=_number(float),
-            object_pairs_hook=_unique_keys,
-        )
-        json.dumps(document, ensure_ascii=False).encode()  # an escaped lone surrogate is text that no file can hold
-    except (ValueError, RecursionError) as error:
+        document = strict_json(text)
+    except ValueError as error:
         raise ArtifactError(f"the contract is not valid JSON ({error}); export the artifact again") from error
     if not isinstance(document, dict) or document.pop("schema", None) != SCHEMA_NAME:
         raise ArtifactError(f"the contract's schema is not {SCHEMA_NAME!r}: another tool wrote this file")
@@ -98,6 +93,36 @@ def contract_from_json(text: str) -> tuple[Contract, dict[str, str]]:
     contract = _read(Contract, document, "contract")
     _check_consistency(contract)
     return contract, digests
+
+
+def strict_json(text: str) -> Any:
+    """Read JSON as all readers would: no key twice, no NaN, no endless numbers; the caller bounds its length.
+
+    Raises:
+        ValueError: anything else.
+    """
+    try:
+        document = json.loads(
+            text,
+            parse_constant=_refuse_constant,
+            parse_int=_number(int),
+            parse_float=_number(float),
+            object_pairs_hook=_unique_keys,
+        )
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    json.dumps(document, ensure_ascii=False).encode()  # an escaped lone surrogate is text that no file can hold
+    return document
+
+
+def read_value(kind: type[_T], value: Any, where: str) -> _T:
+    """Read parsed JSON as the dataclass `kind`: every key and type as annotated.
+
+    Raises:
+        ArtifactError: a key is missing or unknown, or a value has another type; names it.
+    """
+    read: _T = _read(kind, value, where)
+    return read
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from grood_edge.errors import ArtifactError
 OPSET = 19  # of every artifact: TensorRT 10 parses it, and Q/DQ may carry float16 scales
 
 # Field numbers of onnx.proto3
-MODEL_GRAPH, MODEL_FUNCTION = 7, 25
+MODEL_GRAPH, MODEL_OPSET, MODEL_FUNCTION = 7, 8, 25
 GRAPH_NODE, GRAPH_NAME, GRAPH_INITIALIZER, GRAPH_INPUT, GRAPH_OUTPUT, GRAPH_SPARSE = 1, 2, 5, 11, 12, 15
 FUNCTION_NODE, FUNCTION_ATTRIBUTE = 7, 11
 NODE_NAME, NODE_ATTRIBUTE, NODE_DOMAIN = 3, 5, 7

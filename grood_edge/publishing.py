@@ -51,8 +51,10 @@ def publish(data: bytes, path: Path, force: bool, check: Callable[[Path], None] 
 
 
 @contextlib.contextmanager
-def published(path: Path, force: bool) -> Iterator[Path]:
+def published(path: Path, force: bool, mode: int = 0o666) -> Iterator[Path]:
     """Hand out a temporary path beside `path`; rename it when the block ends well, remove it when it does not.
+
+    `mode`: who may do what with the file at most; the umask takes away from it.
 
     Raises:
         OutputError: the file cannot be written, or `path` exists and `force` is not set.
@@ -65,7 +67,7 @@ def published(path: Path, force: bool) -> Iterator[Path]:
         temporary = Path(name)
         os.close(handle)
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(mode & ~_umask())
         if force:
             temporary.replace(target)
         else:

@@ -1,6 +1,8 @@
 """Artifacts of the runtime's tests: colour photos, a network that overflows, one for single images alone."""
 
 import dataclasses
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +16,14 @@ from PIL import Image
 from torch import nn
 
 from grood_edge.arrays import Frame
-from grood_edge.artifact import artifact_bytes, read_artifact
+from grood_edge.artifact import Artifact, artifact_bytes, read_artifact
 from grood_edge.export import ExportOptions, PreprocessingOptions, export_model
 from grood_edge.images import find_images, load_image
 from grood_edge.preprocessing import preprocess_frame, resolve_preprocessing
+from grood_edge.runtime.compile import NO_DEVICE, CompileOptions, compile_artifact
+from grood_edge.runtime.engine_spec import BuildSpec
+from grood_edge.runtime.trt_api import TrtApi, load_api
+from tests.runtime.engines import EngineFile
 
 PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png")
 COLOR_OPTIONS = PreprocessingOptions(input_size=(48, 48))  # preset imagenet: short side 55, centre crop
@@ -142,3 +148,39 @@ def single_path(tmp_path_factory: pytest.TempPathFactory, artifact_path: Path) -
     path = tmp_path_factory.mktemp("single") / "a.onnx"
     path.write_bytes(artifact_bytes(model.SerializeToString(), contract))
     return path
+
+
+@pytest.fixture(scope="session")
+def digit_artifact(artifact_path: Path) -> Artifact:
+    return read_artifact(artifact_path)
+
+
+@pytest.fixture(scope="session")
+def user_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home for engine key and timing cache; the key is `data/grood-edge/engine.key`."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(home / "data"))
+        patch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+        yield home
+
+
+@pytest.fixture(scope="session")
+def rtx() -> TrtApi:
+    pytest.importorskip("tensorrt_rtx")
+    return load_api("tensorrt-rtx")
+
+
+@pytest.fixture(scope="session")
+def built_engine(
+    tmp_path_factory: pytest.TempPathFactory,
+    artifact_path: Path,
+    digit_artifact: Artifact,
+    rtx: TrtApi,
+    user_home: Path,
+) -> EngineFile:
+    """An engine for SM86 and SM89, built by `compile`. Read-only: copy it before spoiling it."""
+    folder = tmp_path_factory.mktemp("engine")
+    model = Path(shutil.copy(artifact_path, folder / "digits.onnx"))
+    compiled = compile_artifact(model, rtx, NO_DEVICE, CompileOptions(BuildSpec(targets=("SM86", "SM89"))))
+    return EngineFile(compiled.path, digit_artifact, rtx)
