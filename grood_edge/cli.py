@@ -12,10 +12,12 @@ from typer.core import TyperGroup
 
 from grood_edge import __version__
 from grood_edge.cli_compile import compile_command
+from grood_edge.cli_doctor import doctor_command, selftest_command
 from grood_edge.cli_evaluate import evaluate_command
 from grood_edge.cli_options import (
     AllowUnreadable,
     Alpha,
+    Backend,
     Force,
     Json,
     Labels,
@@ -24,6 +26,7 @@ from grood_edge.cli_options import (
     Provider,
     Rule,
     RuleOrNone,
+    Trust,
 )
 from grood_edge.errors import GroodEdgeError, UsageError
 
@@ -244,7 +247,9 @@ def score_command(
     explain: Annotated[
         bool, typer.Option("--explain", help="Add nearest class, log s, nearest bank row and its image.")
     ] = False,
-    provider: Provider = "cpu",
+    backend: Backend = "onnxruntime",
+    provider: Provider = None,
+    trusted: Trust = None,
     force: Force = False,
     allow_unreadable: AllowUnreadable = False,
     as_json: Json = False,
@@ -259,9 +264,16 @@ def score_command(
 
     shown: list[ScoreRow] = []
     writer = nullcontext(_keep(shown, None if as_json else 20)) if out is None else row_writer(out, force)
-    with open_session(model, alpha=alpha, provider=provider) as session, progress_bars() as progress:
+    with (
+        progress_bars() as progress,
+        open_session(
+            model, alpha=alpha, backend=backend, provider=provider, trusted_engine=trusted, progress=progress
+        ) as session,
+    ):
         with writer as write:
             summary = score_images(session, sources, write, batch_size, progress, explain)
+        for reason in session.fallbacks:
+            tell(f"warning: {reason}", "yellow")
         for path, reason in summary.unreadable:
             tell(f"unreadable: {path}: {reason}", "yellow")
         if as_json:
@@ -275,6 +287,8 @@ def score_command(
 
 
 app.command("evaluate")(evaluate_command)
+app.command("doctor")(doctor_command)
+app.command("selftest")(selftest_command)
 app.command("compile")(compile_command)
 
 
@@ -295,16 +309,25 @@ def inspect_command(model: Annotated[Path, typer.Argument(help="The artifact.")]
 
 @app.command("verify")
 def verify_command(
-    model: Annotated[Path, typer.Argument(help="The artifact.")], provider: Provider = "cpu", as_json: Json = False
+    model: Annotated[Path, typer.Argument(help="The artifact.")],
+    backend: Backend = "onnxruntime",
+    provider: Provider = None,
+    trusted: Trust = None,
+    as_json: Json = False,
 ) -> None:
     """Replay the embedded probes on this machine; exit code 1 when a score or decision differs."""
     from grood_edge.probes import replay_probes
     from grood_edge.runtime.session import open_session
     from grood_edge.tables import probe_document, probe_table
-    from grood_edge.terminal import print_json, show, tell
+    from grood_edge.terminal import print_json, progress_bars, show, tell
 
-    with open_session(model, provider=provider) as session:
-        report = replay_probes(session.contract, session.backend.run, provider)
+    with (
+        progress_bars() as progress,
+        open_session(model, backend=backend, provider=provider, trusted_engine=trusted, progress=progress) as session,
+    ):
+        report = replay_probes(session.contract, session.backend.run, session.backend.provider)
+        for reason in session.fallbacks:
+            tell(f"warning: {reason}", "yellow")
     if as_json:
         print_json(probe_document(report))
     else:
@@ -312,10 +335,10 @@ def verify_command(
         verdict = "PASS" if report.passed else "FAIL"
         show(
             f"{verdict}: largest score error {report.largest_error:.1e} (at most {report.tolerance:.0e} is accepted on "
-            f"{provider}), {report.flips} decision flips in {len(report.rows)} runs"
+            f"{report.provider}), {report.flips} decision flips in {len(report.rows)} runs"
         )
         if not report.passed:
-            tell("This machine does not decide like the one that exported: do not use the artifact on this provider.")
+            tell("This machine does not decide like the one that exported: do not use the artifact here.")
     raise typer.Exit(0 if report.passed else 1)
 
 

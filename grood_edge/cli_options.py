@@ -4,12 +4,25 @@ from typing import Annotated, Literal
 
 import typer
 
-__all__ = ["AllowUnreadable", "Alpha", "Force", "Json", "Labels", "PerClass", "Provider", "Rule"]
+__all__ = ["AllowUnreadable", "Alpha", "Backend", "Force", "Json", "Labels", "PerClass", "Provider", "Rule", "Trust"]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 Alpha = Annotated[float | None, typer.Option(help="Accepted false-alarm rate on ID frames.")]
-Provider = Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the network runs; never falls back.")]
+Provider = Annotated[
+    Literal["cpu", "cuda", "tensorrt-ep"] | None,
+    typer.Option(help="Where onnxruntime runs; never falls back. [default: cpu]"),
+]
+Backend = Annotated[
+    Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"],
+    typer.Option(help="What runs the network; 'auto' takes the best that works, and says what it passed over."),
+]
+Trust = Annotated[
+    str | None,
+    typer.Option(
+        "--i-trust-this-engine", metavar="SHA256", help="Load this engine although another user or machine built it."
+    ),
+]
 Labels = Annotated[Literal["folder", "predicted"], typer.Option(help="'predicted' for unlabelled frames.")]
 Rule = Annotated[
     Literal["guaranteed", "marginal"],

@@ -1,28 +1,39 @@
 """onnxruntime, opened strictly: the provider that was asked for is the provider that runs, or an error.
 
-onnxruntime itself falls back to the CPU with no more than a line on stderr.
+onnxruntime itself falls back to the CPU with no more than a line on stderr. GPU providers run with bound inputs and
+outputs, and TensorRT's engines are kept apart by the digest of the model: onnxruntime's own names for them do not tell
+two networks of one architecture apart (microsoft/onnxruntime#6455).
 """
 
+import hashlib
+import logging
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from grood_edge.errors import BackendError, MissingExtraError
+from grood_edge.user_folders import cache_folder
 
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["PROVIDERS", "OrtModel", "open_ort"]
+__all__ = ["PROVIDERS", "OrtModel", "open_ort", "tensorrt_options"]
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt-ep": "TensorrtExecutionProvider",
+}  # fmt: skip
+PROFILE = (1, 1, 8)  # smallest, most usual and largest batch that TensorRT's provider builds for
+_LOG = logging.getLogger("grood_edge")
 
 
 class OrtModel:
     """An open onnxruntime session: named arrays in, named arrays out."""
 
-    def __init__(self, session: "onnxruntime.InferenceSession") -> None:
+    def __init__(self, session: "onnxruntime.InferenceSession", bound: bool = False) -> None:
         self._session = session
+        self._bound = bound
         self.inputs = {i.name: tuple(i.shape) for i in session.get_inputs()}
         self.outputs = [o.name for o in session.get_outputs()]
 
@@ -38,10 +49,21 @@ class OrtModel:
         """
         names = self.outputs if outputs is None else outputs
         try:
-            values = self._session.run(names, dict(feeds))
+            values = self._run_bound(names, feeds) if self._bound else self._session.run(names, dict(feeds))
         except Exception as error:  # the only base class that onnxruntime's exceptions share
             raise BackendError(f"onnxruntime failed: {_first_line(error)}") from error
         return dict(zip(names, values, strict=True))
+
+    def _run_bound(self, names: list[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Hand over all inputs at once and fetch all outputs at once: one copy each way, none for what stays inside."""
+        binding = self._session.io_binding()
+        for name, value in feeds.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(value))
+        for name in names:
+            binding.bind_output(name)
+        self._session.run_with_iobinding(binding)
+        values: list[np.ndarray] = binding.copy_outputs_to_cpu()
+        return values
 
 
 def open_ort(model: bytes, provider: str = "cpu", threads: int | None = None) -> OrtModel:
@@ -49,7 +71,7 @@ def open_ort(model: bytes, provider: str = "cpu", threads: int | None = None) ->
 
     Args:
         model: the ONNX file's bytes.
-        provider: `cpu` or `cuda`.
+        provider: `cpu`, `cuda` or `tensorrt-ep`.
         threads: threads within an operator; None leaves it to onnxruntime.
 
     Raises:
@@ -68,6 +90,25 @@ def open_ort(model: bytes, provider: str = "cpu", threads: int | None = None) ->
             f"provider {provider!r} was asked for, but this onnxruntime {onnxruntime.__version__} has no {name}. "
             "Install onnxruntime-gpu in its place (pip install 'grood-edge[gpu]'), or use --provider cpu"
         )
+    options = _session_options(provider, threads)
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=_providers(provider, model))
+    except BackendError:
+        raise
+    except Exception as error:  # the only base class that onnxruntime's exceptions share
+        raise BackendError(f"onnxruntime cannot open the model on {provider}: {_first_line(error)}") from error
+    if session.get_providers()[0] != name:
+        raise BackendError(
+            f"provider {provider!r} was asked for, but onnxruntime fell back to {session.get_providers()[0]}: "
+            "its libraries could not be loaded. Check the CUDA and cuDNN installation (for tensorrt-ep "
+            "TensorRT's, too; grood-edge doctor shows what is there), or use --provider cpu"
+        )
+    return OrtModel(session, bound=provider != "cpu")
+
+
+def _session_options(provider: str, threads: int | None) -> Any:
+    import onnxruntime
+
     options: Any = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors arrive as exceptions
     # Its own format is recognised by four bytes in the middle of a file; only what was checked may be loaded.
@@ -76,16 +117,54 @@ def open_ort(model: bytes, provider: str = "cpu", threads: int | None = None) ->
         options.intra_op_num_threads = threads
     if provider != "cpu":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    try:
-        session = onnxruntime.InferenceSession(model, options, providers=[name])
-    except Exception as error:  # the only base class that onnxruntime's exceptions share
-        raise BackendError(f"onnxruntime cannot open the model on {provider}: {_first_line(error)}") from error
-    if session.get_providers()[0] != name:
-        raise BackendError(
-            f"provider {provider!r} was asked for, but onnxruntime fell back to {session.get_providers()[0]}: "
-            "its libraries could not be loaded. Check the CUDA and cuDNN installation, or use --provider cpu"
+    return options
+
+
+def _providers(provider: str, model: bytes) -> list[Any]:
+    """Return the provider with its options. TensorRT's may leave nodes to CUDA's, never to the CPU."""
+    if provider != "tensorrt-ep":
+        return [PROVIDERS[provider]]
+    return [(PROVIDERS[provider], tensorrt_options(model)), PROVIDERS["cuda"]]
+
+
+def tensorrt_options(model: bytes) -> dict[str, str]:
+    """Return the options of TensorRT's provider for a model: a folder and a prefix of its own for engines and timings.
+
+    Raises:
+        BackendError: no folder can be made that only this user can write.
+    """
+    variables = sorted(name for name in os.environ if name.startswith("ORT_TENSORRT_"))
+    if variables:
+        _LOG.warning(
+            "the environment sets %s, which changes how onnxruntime builds TensorRT engines without a word; unset what "
+            "you did not mean",
+            ", ".join(variables),
         )
-    return OrtModel(session)
+    digest = hashlib.sha256(model).hexdigest()
+    folder = str(cache_folder(f"onnxruntime-{digest[:16]}"))
+    return {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": folder,
+        "trt_engine_cache_prefix": f"grood-edge-{digest[:16]}",
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": folder,
+        **_profile(model),
+    }
+
+
+def _profile(model: bytes) -> dict[str, str]:
+    """Return the range of batches to build for, so that no engine is built anew for a larger one."""
+    import onnxruntime
+
+    options = _session_options("cpu", 1)
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model, options, providers=[PROVIDERS["cpu"]])
+    image = session.get_inputs()[0]
+    if isinstance(image.shape[0], int):
+        return {}
+    sides = "x".join(str(side) for side in image.shape[1:])
+    names = ("trt_profile_min_shapes", "trt_profile_opt_shapes", "trt_profile_max_shapes")
+    return {name: f"{image.name}:{size}x{sides}" for name, size in zip(names, PROFILE, strict=True)}
 
 
 def _first_line(error: Exception) -> str:

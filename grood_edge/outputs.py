@@ -60,8 +60,8 @@ def outputs_from_arrays(arrays: Mapping[str, np.ndarray]) -> Outputs:
     return Outputs(**{name: arrays[name] for name in OUTPUT_NAMES})
 
 
-def select_rows(outputs: Outputs, rows: slice | Flags) -> Outputs:
-    """Return the chosen images' outputs."""
+def select_rows(outputs: Outputs, rows: slice | np.ndarray) -> Outputs:
+    """Return the outputs of the chosen images: a slice, bool `[n]`, or indices."""
     return Outputs(**{name: getattr(outputs, name)[rows] for name in OUTPUT_NAMES})
 
 

@@ -219,7 +219,7 @@ class TestMake:
         frames = dict(real_frames[:8])
         for name in all_names:
             score = session.backend.run(frames[name][None]).ood_score
-            margin = MARGIN * narrowness(contract)
+            margin = MARGIN["fp32"] * narrowness(contract)
             for share, dropped in [(0.0, True), (0.9, True), (-0.9, True), (1.5, False)]:
                 scores = (score + np.float32(share * margin)).astype(np.float32)
                 other = calibrated_by(contract, scores)
@@ -244,7 +244,7 @@ class TestMake:
     ) -> None:
         def tie(logits: np.ndarray) -> np.ndarray:
             best = logits.max(axis=1, keepdims=True)
-            return np.where(logits == np.sort(logits)[:, -2:-1], best - np.float32(0.5 * MARGIN), logits)
+            return np.where(logits == np.sort(logits)[:, -2:-1], best - np.float32(0.5 * MARGIN["fp32"]), logits)
 
         with pytest.raises(VerificationError, match="no probe frame is decided clearly enough"):
             make_probes(real_frames[:8], Altered(session, logits=tie), session.contract)

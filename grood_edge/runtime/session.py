@@ -14,9 +14,10 @@ from grood_edge.contract import Contract
 from grood_edge.errors import ArtifactError, BackendError, FrameError, UsageError
 from grood_edge.outputs import Outputs, concatenated
 from grood_edge.preprocessing import preprocess_frame
+from grood_edge.progress import Progress, silent
 from grood_edge.runtime.backend import Backend
+from grood_edge.runtime.choose import BackendName, Choice, Chosen, choose_backend
 from grood_edge.runtime.explain import Reason, reasons
-from grood_edge.runtime.onnxrt import OnnxRuntimeBackend
 from grood_edge.scoring import Head
 from grood_edge.stored_head import head_from_model
 
@@ -61,6 +62,7 @@ class Session:
             raise UsageError(f"color is {color!r}; expected 'rgb' or 'bgr', the channel order of the frames")
         self.contract: Contract = artifact.contract
         self.backend = backend
+        self.fallbacks: tuple[str, ...] = ()  # why `auto` passed over better backends
         calibration = artifact.contract.calibration
         self.alpha = calibration.alpha if alpha is None else alpha
         self.rule = calibration.rule(len(artifact.contract.classes), alpha)
@@ -180,29 +182,39 @@ def open_session(
     path: Path | str,
     *,
     alpha: float | None = None,
-    provider: str = "cpu",
+    backend: BackendName | Backend = "onnxruntime",
+    provider: str | None = None,
     color: Color = "rgb",
     threads: int | None = None,
-    backend: Backend | None = None,
+    trusted_engine: str | None = None,
+    progress: Progress = silent,
 ) -> Session:
     """Open an artifact for scoring.
 
     Args:
         path: the artifact.
         alpha: accepted false-alarm rate; None takes the artifact's own.
-        provider: `cpu` or `cuda`; the one asked for is the one that runs, or an error.
+        backend: `onnxruntime`; `tensorrt` or `tensorrt-rtx`, which build an engine on first use and never fall back;
+            `auto`, the first of tensorrt, tensorrt-rtx, onnxruntime on CUDA and on the CPU that works, with the reasons
+            in `session.fallbacks`; or a backend of your own, such as a `ReplayBackend`.
+        provider: of onnxruntime: `cpu` (None), `cuda` or `tensorrt-ep`; the one asked for runs, or an error.
         color: channel order of the frames that will be given: `rgb`, or `bgr` as OpenCV delivers them.
         threads: CPU threads of onnxruntime; None leaves it to onnxruntime.
-        backend: another backend, such as a `ReplayBackend`; `provider` and `threads` are then not used.
+        trusted_engine: SHA-256 of an engine beside the artifact that another user or machine built.
+        progress: called while an engine is built and verified.
 
     Raises:
         ArtifactError: not a whole, current artifact.
         CalibrationError: the calibration set cannot carry `alpha`.
-        BackendError: the provider is not available.
+        BackendError: the backend or provider cannot be used, or an engine is refused.
+        VerificationError: an engine does not answer like onnxruntime.
+        UsageError: arguments that contradict each other.
     """
     artifact = read_artifact(Path(path))
-    if backend is None:
-        backend = OnnxRuntimeBackend(artifact, provider, threads)
+    if isinstance(backend, str):
+        chosen = choose_backend(Path(path), artifact, Choice(backend, provider, threads, trusted_engine), progress)
+    else:
+        chosen = Chosen(backend)
     digest = artifact.graph_digest  # the bytes are let go: on a small device they are as large as the network
 
     def load_head() -> Head:
@@ -211,4 +223,6 @@ def open_session(
             raise ArtifactError(f"{path} was replaced since the session was opened; open the session again")
         return head_from_model(again.model)
 
-    return Session(artifact, backend, alpha, color, load_head)
+    session = Session(artifact, chosen.backend, alpha, color, load_head)
+    session.fallbacks = chosen.fallbacks
+    return session

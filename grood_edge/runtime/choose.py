@@ -1,0 +1,170 @@
+"""Which backend runs an artifact: the one that was asked for, or with `auto` the fastest that answers rightly."""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from grood_edge import __version__
+from grood_edge.artifact import Artifact
+from grood_edge.errors import BackendError, GroodEdgeError, UsageError
+from grood_edge.progress import Progress
+from grood_edge.publishing import publish
+from grood_edge.runtime.backend import Backend
+from grood_edge.runtime.compile import CompileOptions, choose_api, compile_artifact, engine_path, present_device
+from grood_edge.runtime.cuda import open_device
+from grood_edge.runtime.engine import OpenedEngine, open_engine
+from grood_edge.runtime.engine_spec import Device
+from grood_edge.runtime.onnxrt import OnnxRuntimeBackend
+from grood_edge.runtime.parity import require_parity
+from grood_edge.runtime.trt import TrtBackend
+from grood_edge.runtime.trt_api import Family, TrtApi, process_logger
+from grood_edge.user_folders import cache_folder
+
+__all__ = ["AUTO_ORDER", "BackendName", "Choice", "Chosen", "choose_backend"]
+
+BackendName = Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"]
+AUTO_ORDER = ("tensorrt", "tensorrt-rtx", "onnxruntime on cuda", "onnxruntime on cpu")
+_MAX_RECORD_BYTES = 10_000
+_LOG = logging.getLogger("grood_edge")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was asked for. provider, threads: of onnxruntime. trusted: SHA-256 of a foreign engine to be loaded."""
+
+    backend: BackendName = "onnxruntime"
+    provider: str | None = None
+    threads: int | None = None
+    trusted: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.backend != "onnxruntime" and self.provider is not None:
+            raise UsageError(
+                f"--provider {self.provider} is a word of onnxruntime, and --backend {self.backend} was asked for; "
+                "leave one of the two out"
+            )
+        if self.trusted is not None and self.backend in ("onnxruntime", "auto"):
+            raise UsageError(
+                "--i-trust-this-engine has no use without --backend tensorrt or tensorrt-rtx: no engine is loaded"
+            )
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An open backend, and why better ones were passed over."""
+
+    backend: Backend
+    fallbacks: tuple[str, ...] = ()
+
+
+def choose_backend(path: Path, artifact: Artifact, choice: Choice, progress: Progress) -> Chosen:
+    """Open the backend.
+
+    A TensorRT engine is looked for beside the artifact and in the user's cache, else built into the cache; it is used
+    only after it has answered like onnxruntime on the CPU (`parity`). `auto` says loudly what it could not use.
+
+    Raises:
+        GroodEdgeError: what was asked for by name cannot be used; it is never replaced by another.
+    """
+    if choice.backend == "onnxruntime":
+        return Chosen(OnnxRuntimeBackend(artifact, choice.provider or "cpu", choice.threads))
+    if choice.backend != "auto":
+        return Chosen(_tensorrt(choice.backend, path, artifact, choice.trusted, progress))
+    ways: dict[str, Callable[[], Backend]] = {
+        "tensorrt": lambda: _tensorrt("tensorrt", path, artifact, None, progress),
+        "tensorrt-rtx": lambda: _tensorrt("tensorrt-rtx", path, artifact, None, progress),
+        "onnxruntime on cuda": lambda: OnnxRuntimeBackend(artifact, "cuda", choice.threads),
+        "onnxruntime on cpu": lambda: OnnxRuntimeBackend(artifact, "cpu", choice.threads),
+    }
+    fallbacks: list[str] = []
+    for name in AUTO_ORDER[:-1]:
+        try:
+            return Chosen(ways[name](), tuple(fallbacks))
+        except GroodEdgeError as error:
+            fallbacks.append(f"{name} is not used: {error}")
+            _LOG.warning("%s", fallbacks[-1])
+    return Chosen(ways[AUTO_ORDER[-1]](), tuple(fallbacks))
+
+
+def _tensorrt(family: Family, path: Path, artifact: Artifact, trusted: str | None, progress: Progress) -> Backend:
+    """Find or build the engine, load it, and hold it against onnxruntime."""
+    gpu = open_device()  # first: without one nothing else is worth trying
+    device = present_device()
+    api = choose_api(family, device)
+    found = _opened(path, artifact, (api, device), trusted, progress)
+    backend = TrtBackend(api, found.plan, artifact.contract, gpu, process_logger(api), not found.knots_match)
+    try:
+        _verify(backend, found, artifact, progress)
+    except BaseException:
+        backend.close()
+        raise
+    return backend
+
+
+def _opened(
+    path: Path, artifact: Artifact, where: tuple[TrtApi, Device], trusted: str | None, progress: Progress
+) -> OpenedEngine:
+    api, device = where
+    if trusted is not None:
+        return _trusted(path, artifact, where, trusted)
+    beside = engine_path(path, artifact, api, device, CompileOptions())
+    if beside.exists():
+        return open_engine(beside, artifact, api, device, model=path)
+    options = CompileOptions(out=cache_folder("engines"))
+    cached = engine_path(path, artifact, api, device, options)
+    if not cached.exists():
+        compile_artifact(path, api, device, options, progress)
+    return open_engine(cached, artifact, api, device, model=path)
+
+
+def _trusted(path: Path, artifact: Artifact, where: tuple[TrtApi, Device], trusted: str) -> OpenedEngine:
+    """Look for the named engine beside the artifact."""
+    api, device = where
+    candidates = sorted(path.parent.glob(f"{path.stem}.{api.family}-*.engine"))
+    errors = []
+    for candidate in candidates:
+        try:
+            return open_engine(candidate, artifact, api, device, trusted, path)
+        except BackendError as error:
+            errors.append(str(error))
+    raise BackendError(
+        errors[0]
+        if errors
+        else f"--i-trust-this-engine {trusted[:12]}: there is no {path.stem}.{api.family}-*.engine beside {path}; copy "
+        "the engine and its .json there"
+    )
+
+
+def _verify(backend: TrtBackend, found: OpenedEngine, artifact: Artifact, progress: Progress) -> None:
+    """Verify once for each engine, contract and version of grood-edge; the result is kept beside the engine."""
+    wanted = {
+        "engine": found.sidecar.engine_sha256,
+        "contract": artifact.contract_digest,
+        "grood-edge": __version__,
+    }
+    record = found.path.with_name(f"{found.path.name}.verified")
+    if _recorded(record) == wanted:
+        return
+    progress("verifying the engine", 0, None)
+    reference = OnnxRuntimeBackend(artifact)
+    try:
+        require_parity(backend, artifact.contract, reference, backend.batch_range[1])
+    finally:
+        reference.close()
+    progress("verifying the engine", 1, 1)
+    try:
+        publish(json.dumps(wanted, indent=1).encode(), record, force=True)
+    except GroodEdgeError:  # a read-only folder: it is verified again next time
+        return
+
+
+def _recorded(record: Path) -> object:
+    try:
+        if record.is_symlink() or record.stat().st_size > _MAX_RECORD_BYTES:
+            return None
+        return json.loads(record.read_bytes())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,244 @@
+"""What is installed here, what it can do, which path `auto` would take, and what would give a better one.
+
+Every probe reports a line; none raises, and nothing is ever installed. torch and onnx are not imported.
+"""
+
+import contextlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from grood_edge import __version__
+from grood_edge.errors import GroodEdgeError
+from grood_edge.ort import PROVIDERS
+from grood_edge.runtime.build import require_usable
+from grood_edge.runtime.choose import AUTO_ORDER
+from grood_edge.runtime.cuda import device_info, load_cudart
+from grood_edge.runtime.gpu import DeviceInfo
+from grood_edge.runtime.trt_api import Family, load_api
+
+__all__ = ["Diagnosis", "Gpu", "Way", "diagnose"]
+
+PACKAGES = (
+    "numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-bindings", "onnx",
+    "scikit-learn", "torch",
+)  # fmt: skip
+_JETPACK = Path("/etc/nv_tegra_release")
+_MODEL = Path("/proc/device-tree/model")
+_DRIVER = Path("/proc/driver/nvidia/version")
+_CLOCKS = Path("/sys/devices/system/cpu")
+_SMI_FIELDS = "pstate,clocks.sm,clocks.max.sm,power.limit,temperature.gpu"
+_SECONDS = 5  # that another program may take
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to run an artifact: whether it works here, why or why not, and what to do for it to work."""
+
+    name: str
+    works: bool
+    reason: str
+    advice: str
+    capabilities: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The GPU, as far as it can be read without root; empty texts for what cannot. `reason`: why there is none."""
+
+    name: str = ""
+    compute_capability: str = ""
+    driver: str = ""
+    memory_bytes: int = 0
+    integrated: bool = False
+    power: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All of it. `auto`: the way that `auto` takes. `better`: what to do for the next better one; empty at the best."""
+
+    grood_edge: str
+    python: str
+    system: str
+    device: str
+    packages: dict[str, str]
+    gpu: Gpu
+    cpu_clocks: str
+    ways: tuple[Way, ...]
+    auto: str
+    better: str
+    warnings: tuple[str, ...]
+
+
+def diagnose() -> Diagnosis:
+    """Look at this machine."""
+    packages = _packages()
+    gpu = _gpu()
+    probes: dict[str, Callable[[], Way]] = {
+        AUTO_ORDER[0]: lambda: _tensorrt("tensorrt", gpu),
+        AUTO_ORDER[1]: lambda: _tensorrt("tensorrt-rtx", gpu),
+        AUTO_ORDER[2]: lambda: _onnxruntime("cuda", gpu),
+        AUTO_ORDER[3]: lambda: _onnxruntime("cpu", gpu),
+    }
+    ways = tuple(_safely(name, probes[name]) for name in AUTO_ORDER)
+    first = next((index for index, way in enumerate(ways) if way.works), None)
+    better = [way for way in (ways if first is None else ways[:first]) if way.advice]
+    return Diagnosis(
+        grood_edge=__version__,
+        python=f"{platform.python_version()} ({sys.executable})",
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        device=_jetson(),
+        packages=packages,
+        gpu=gpu,
+        cpu_clocks=_clocks(),
+        ways=ways,
+        auto=ways[first].name if first is not None else "nothing: onnxruntime is not installed",
+        better=f"for {better[-1].name}: {better[-1].advice}" if better else "",
+        warnings=_warnings(packages),
+    )
+
+
+def _safely(name: str, probe: Callable[[], Way]) -> Way:
+    try:
+        return probe()
+    except Exception as error:  # a broken installation must not end the report about it
+        return Way(name, False, f"{type(error).__name__}: {_line(error)}", "install it again")
+
+
+def _packages() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _warnings(packages: dict[str, str]) -> tuple[str, ...]:
+    found = []
+    if {"onnxruntime", "onnxruntime-gpu"} <= set(packages):
+        found.append(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; uninstall both, and install "
+            "one of them"
+        )
+    variables = sorted(name for name in os.environ if name.startswith("ORT_TENSORRT_"))
+    if variables:
+        found.append(f"the environment sets {', '.join(variables)}, which changes engines that onnxruntime builds")
+    return tuple(found)
+
+
+def _gpu() -> Gpu:
+    try:
+        info: DeviceInfo = device_info(load_cudart())
+    except GroodEdgeError as error:
+        driver = _read(_DRIVER)
+        reason = str(error) if not driver else f"{error}. There is a driver, though: {driver}"
+        return Gpu(reason=reason, power=_power())
+    return Gpu(
+        name=info.name,
+        compute_capability=".".join(map(str, info.compute_capability)),
+        driver=".".join(map(str, info.driver)),
+        memory_bytes=info.memory,
+        integrated=info.integrated,
+        power=_power(),
+    )
+
+
+def _tensorrt(family: Family, gpu: Gpu) -> Way:
+    try:
+        api = load_api(family)
+        require_usable(api)
+    except GroodEdgeError as error:
+        advice = {
+            "tensorrt": "on a Jetson: apt install python3-libnvinfer, in a virtual environment with "
+            "--system-site-packages; elsewhere see docs/tensorrt.md",
+            "tensorrt-rtx": "pip install 'grood-edge[rtx]'",
+        }[family]
+        return Way(family, False, str(error), advice if gpu.name else f"an NVIDIA GPU with its driver, then: {advice}")
+    can = tuple(name for name, value in vars(api.capabilities).items() if value is True)
+    if not gpu.name:
+        builds = "; it builds engines for other machines" if family == "tensorrt-rtx" else ""
+        return Way(family, False, f"{api.version} is installed, but {gpu.reason}{builds}", "an NVIDIA GPU", can)
+    return Way(family, True, f"{api.version}", "", can)
+
+
+def _onnxruntime(provider: str, gpu: Gpu) -> Way:
+    name = f"onnxruntime on {provider}"
+    try:
+        import onnxruntime
+    except ImportError as error:
+        extra = "cpu" if provider == "cpu" else "gpu"
+        return Way(name, False, f"onnxruntime cannot be imported ({error})", f"pip install 'grood-edge[{extra}]'")
+    available = onnxruntime.get_available_providers()
+    can = tuple(key for key, value in PROVIDERS.items() if value in available)
+    if PROVIDERS[provider] not in available:
+        advice = "pip uninstall onnxruntime; pip install 'grood-edge[gpu]'"
+        advice = advice if gpu.name else f"an NVIDIA GPU with its driver, then: {advice}"
+        return Way(name, False, f"onnxruntime {onnxruntime.__version__} has no {PROVIDERS[provider]}", advice, can)
+    if provider == "cuda" and not gpu.name:
+        return Way(name, False, f"onnxruntime {onnxruntime.__version__} has it, but {gpu.reason}", "an NVIDIA GPU", can)
+    return Way(name, True, onnxruntime.__version__, "", can)
+
+
+def _jetson() -> str:
+    """Return the board and its L4T release on a Jetson, else the CPU."""
+    board, release = _read(_MODEL), re.search(r"R(\d+).*?REVISION: ([\d.]+)", _read(_JETPACK))
+    if release:
+        return f"{board or 'Jetson'}, L4T {release[1]}.{release[2]}"
+    return board or platform.processor() or platform.machine()
+
+
+def _power() -> str:
+    """Return power mode and clocks of the GPU as nvpmodel (Jetson) or nvidia-smi tell them without root."""
+    for command in (
+        ["nvpmodel", "-q"],
+        [
+            "nvidia-smi",
+            "--query-gpu=pstate,clocks.sm,clocks.max.sm,power.limit,temperature.gpu",
+            "--format=csv,noheader",
+        ],
+    ):
+        program = shutil.which(command[0])
+        if program is None:
+            continue
+        try:
+            done = subprocess.run(  # noqa: S603 - fixed words
+                [program, *command[1:]], capture_output=True, text=True, timeout=_SECONDS, check=False
+            )
+        except (OSError, subprocess.SubprocessError):
+            continue
+        if done.returncode == 0:
+            return ", ".join(line.strip() for line in done.stdout.splitlines() if line.strip())[:200]
+    return ""
+
+
+def _clocks() -> str:
+    """Return the governors and the range of clocks of the CPU cores that tell them."""
+    governors = {_read(path) for path in _CLOCKS.glob("cpu[0-9]*/cpufreq/scaling_governor")} - {""}
+    clocks = [_read(path) for path in _CLOCKS.glob("cpu[0-9]*/cpufreq/scaling_cur_freq")]
+    numbers = [int(text) // 1000 for text in clocks if text.isdigit()]
+    parts = [", ".join(sorted(governors))] if governors else []
+    if numbers:
+        parts.append(f"{min(numbers)} to {max(numbers)} MHz")
+    return "; ".join(parts)
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            text = file.read(4096).decode(errors="replace").replace("\0", "").strip()
+    except OSError:
+        return ""
+    return text.splitlines()[0] if text else ""
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else "no reason given"

@@ -1,0 +1,144 @@
+"""Build, verify and time a small artifact on every backend that is here."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+import numpy as np
+
+from grood_edge.artifact import Artifact, read_artifact
+from grood_edge.errors import GroodEdgeError, MissingExtraError
+from grood_edge.progress import Progress, silent
+from grood_edge.runtime.backend import Backend
+from grood_edge.runtime.compile import Compiled, CompileOptions, choose_api, compile_artifact, present_device
+from grood_edge.runtime.cuda import open_device
+from grood_edge.runtime.engine import open_engine
+from grood_edge.runtime.onnxrt import OnnxRuntimeBackend
+from grood_edge.runtime.parity import require_parity
+from grood_edge.runtime.trt import TrtBackend
+from grood_edge.runtime.trt_api import Family, load_api, process_logger
+
+__all__ = ["BACKENDS", "MODEL", "SelfTest", "selftest"]
+
+MODEL = Path(__file__).with_name("selftest.onnx")
+BACKENDS = ("onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-tensorrt-ep", "tensorrt", "tensorrt-rtx")
+Status = Literal["passed", "built, not run", "not here", "FAILED"]
+WARM_UP, RUNS = 5, 30
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """One backend: what came of it, and where it ran, its errors and the time of one image and of a batch of eight.
+
+    milliseconds: median of one image, of a batch; ratio: of one image to onnxruntime's on the CPU, in the same run.
+    """
+
+    backend: str
+    status: Status
+    reason: str
+    largest_error: float | None = None
+    tolerance: float | None = None
+    build_seconds: float | None = None
+    milliseconds: tuple[float, ...] = ()
+    ratio: float | None = None
+
+
+def selftest(
+    model: Path = MODEL, backends: tuple[str, ...] = BACKENDS, progress: Progress = silent
+) -> tuple[SelfTest, ...]:
+    """Test the backends one after the other.
+
+    Raises:
+        ArtifactError: `model` is no artifact.
+        MissingExtraError: there is no onnxruntime at all to compare with.
+    """
+    artifact = read_artifact(model)
+    reference = OnnxRuntimeBackend(artifact)
+    baseline = _milliseconds(reference, artifact)
+    found = []
+    for index, name in enumerate(backends):
+        progress("testing backends", index, len(backends))
+        try:
+            result = _tested(name, model, artifact, reference)
+        except MissingExtraError as error:
+            result = SelfTest(name, "not here", str(error))
+        except GroodEdgeError as error:
+            result = SelfTest(name, _status_of(name), str(error))
+        if result.milliseconds:
+            result = replace(result, ratio=round(result.milliseconds[0] / baseline[0], 3))
+        found.append(result)
+    progress("testing backends", len(backends), len(backends))
+    reference.close()
+    return tuple(found)
+
+
+def _status_of(name: str) -> Status:
+    """Tell a backend that is installed and fails from one that is not here."""
+    if name.startswith("onnxruntime"):
+        import onnxruntime
+
+        from grood_edge.ort import PROVIDERS
+
+        provider = PROVIDERS[name.removeprefix("onnxruntime-")]
+        return "FAILED" if provider in onnxruntime.get_available_providers() else "not here"
+    try:
+        load_api("tensorrt" if name == "tensorrt" else "tensorrt-rtx")
+    except GroodEdgeError:
+        return "not here"
+    return "FAILED" if present_device().compute_capability is not None else "not here"
+
+
+def _tested(name: str, model: Path, artifact: Artifact, reference: Backend) -> SelfTest:
+    if name.startswith("onnxruntime"):
+        backend = OnnxRuntimeBackend(artifact, name.removeprefix("onnxruntime-"))
+        return _verified(name, backend, artifact, reference)
+    family: Family = "tensorrt" if name == "tensorrt" else "tensorrt-rtx"
+    with TemporaryDirectory() as folder:
+        Path(folder).chmod(0o700)
+        device = present_device()
+        api = choose_api(family, device)
+        compiled = compile_artifact(model, api, device, CompileOptions(out=Path(folder)))
+        if device.compute_capability is None:
+            reason = f"{api.family} {api.version} built an engine, and there is no GPU to run it"
+            return SelfTest(name, "built, not run", reason, build_seconds=round(compiled.seconds, 2))
+        with _engine_backend(artifact, family, compiled) as backend:
+            found = _verified(name, backend, artifact, reference)
+        return replace(found, build_seconds=round(compiled.seconds, 2))
+
+
+@contextmanager
+def _engine_backend(artifact: Artifact, family: Family, compiled: Compiled) -> Iterator[TrtBackend]:
+    api, device = load_api(family), present_device()
+    opened = open_engine(compiled.path, artifact, api, device)
+    backend = TrtBackend(api, opened.plan, artifact.contract, open_device(), process_logger(api))
+    try:
+        yield backend
+    finally:
+        backend.close()
+
+
+def _verified(name: str, backend: Backend, artifact: Artifact, reference: Backend) -> SelfTest:
+    report = require_parity(backend, artifact.contract, reference, BATCH)
+    what = f"{report.rows} rows of {report.frames} frames, batches of {', '.join(map(str, report.batches))}"
+    times = _milliseconds(backend, artifact)
+    return SelfTest(name, "passed", what, report.largest_error, report.tolerance, None, times)
+
+
+def _milliseconds(backend: Backend, artifact: Artifact) -> tuple[float, ...]:
+    p = artifact.contract.preprocessing
+    sizes = (1,) if artifact.contract.classifier.batch == "1" else (1, BATCH)
+    medians = []
+    for size in sizes:
+        frames = np.random.default_rng(0).integers(0, 256, (size, p.height, p.width, p.channels)).astype(np.uint8)
+        times = []
+        for _ in range(WARM_UP + RUNS):
+            start = time.perf_counter()
+            backend.run(frames)
+            times.append(time.perf_counter() - start)
+        medians.append(round(1000 * float(np.median(times[WARM_UP:])), 4))
+    return tuple(medians)

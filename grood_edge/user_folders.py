@@ -1,0 +1,32 @@
+"""Folders of this user where grood-edge keeps what it can make again."""
+
+import os
+import stat
+from pathlib import Path
+
+from grood_edge.errors import BackendError
+
+__all__ = ["cache_folder"]
+
+
+def cache_folder(name: str) -> Path:
+    """Return `$XDG_CACHE_HOME/grood-edge/NAME`, made with mode 0700 if need be.
+
+    Raises:
+        BackendError: it cannot be made, is another user's, or others can write it: engines are native code.
+    """
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        folder = (Path(named) if os.path.isabs(named) else Path.home() / ".cache") / "grood-edge" / name
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        status = folder.stat()
+    except (OSError, RuntimeError) as error:
+        raise BackendError(
+            f"the cache folder cannot be made ({error}); name another with the environment variable XDG_CACHE_HOME"
+        ) from error
+    if os.name == "posix" and (status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
+        raise BackendError(
+            f"others own or can write {folder} (mode {stat.S_IMODE(status.st_mode):04o}), and engines are native code; "
+            f"close it with chmod 700, or name another with the environment variable XDG_CACHE_HOME"
+        )
+    return folder
