@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from grood_edge.errors import BackendError, MissingExtraError
-from grood_edge.ort import PROVIDERS, open_ort
+from grood_edge.ort import PROVIDERS, OrtModel, open_ort, tensorrt_options
 
 WITHOUT_CUDA = "CUDAExecutionProvider" not in onnxruntime.get_available_providers()
 
@@ -92,3 +92,57 @@ def test_missing_onnxruntime_names_the_extra(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'grood-edge\[cpu\]'"):
         open_ort(model())
+
+
+@pytest.mark.skipif("TensorrtExecutionProvider" in onnxruntime.get_available_providers(), reason="TensorRT is here")
+def test_tensorrt_is_refused_and_never_replaced() -> None:
+    with pytest.raises(BackendError, match=r"provider 'tensorrt-ep' was asked for.*has no TensorrtExecutionProvider"):
+        open_ort(model(), "tensorrt-ep")
+
+
+def test_tensorrt_engines_are_kept_apart_by_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Folder and prefix come from the digest: onnxruntime's own names do not tell two weights apart."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first, second = tensorrt_options(model("Relu")), tensorrt_options(model("Sigmoid"))
+    for name in ("trt_engine_cache_path", "trt_engine_cache_prefix", "trt_timing_cache_path"):
+        assert first[name] != second[name]
+    assert first == tensorrt_options(model("Relu"))
+    folder = Path(first["trt_engine_cache_path"])
+    assert folder.is_relative_to(tmp_path)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert [first[f"trt_profile_{part}_shapes"] for part in ("min", "opt", "max")] == ["x:1x2", "x:1x2", "x:8x2"]
+
+
+def test_variables_that_change_engines_are_warned_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("ORT_TENSORRT_FP16_ENABLE", "1")
+    tensorrt_options(model())
+    assert "ORT_TENSORRT_FP16_ENABLE" in caplog.text
+
+
+def test_a_provider_that_did_not_load_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime says that it has CUDA, and then runs on the CPU: its libraries are missing."""
+    plain = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda m, o, providers: plain(m, providers=["CPUExecutionProvider"])
+    )
+    with pytest.raises(BackendError, match="'cuda' was asked for, but onnxruntime fell back to CPUExecutionProvider"):
+        open_ort(model(), "cuda")
+
+
+def test_bound_inputs_and_outputs_give_the_same_for_changing_batches(artifact_path: Path) -> None:
+    """What GPU providers run with, here on the CPU."""
+    session = onnxruntime.InferenceSession(artifact_path.read_bytes(), providers=["CPUExecutionProvider"])
+    bound, plain = OrtModel(session, bound=True), OrtModel(session)
+    rng = np.random.default_rng(0)
+    for size in (1, 8, 3, 8, 1):
+        frames = rng.integers(0, 256, (size, 32, 32, 1), dtype=np.uint8)
+        first, second = bound.run({"image": frames}), plain.run({"image": frames})
+        assert list(first) == list(second)
+        for name, values in second.items():
+            np.testing.assert_array_equal(first[name], values)
+    with pytest.raises(BackendError, match="onnxruntime failed"):
+        bound.run({"image": frames[:, :16]})

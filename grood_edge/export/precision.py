@@ -155,7 +155,12 @@ class _Trial:
         kept, found = way.kept, []
         for turn in range(ROUNDS + 1):
             progress(f"judging {name}" + (f", {turn} times relaxed" if turn else ""), 0, None)
-            graph = way.rewritten(kept)
+            try:
+                graph = way.rewritten(kept)
+            except ClassifierError:
+                if not found:
+                    raise
+                break  # nothing would be left in lower precision
             base = base_model(graph, self.preprocessing)
             attempt = _Attempt(name, graph, kept, way.ranges, self._compared(rounded(base) if name == "fp16" else base))
             found.append(attempt)

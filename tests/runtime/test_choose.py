@@ -51,7 +51,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, model: Path, rtx: TrtApi, user_home: Pa
         )
 
     monkeypatch.setattr(choose, "choose_api", choose_api)
-    monkeypatch.setattr(choose, "open_device", lambda: object())
+    monkeypatch.setattr(choose, "open_device", object)
     monkeypatch.setattr(choose, "present_device", lambda: RTX_3060)
     monkeypatch.setattr(choose, "TrtBackend", backend)
     return made
@@ -74,7 +74,7 @@ def test_auto_without_a_gpu_takes_the_cpu_and_says_why(model: Path, caplog: pyte
 
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
 def test_a_named_backend_never_falls_back(model: Path, backend: Any) -> None:
-    with pytest.raises(GroodEdgeError, match="no CUDA device|cuda-bindings"):
+    with pytest.raises(GroodEdgeError, match=r"no CUDA device|cuda-bindings"):
         open_session(model, backend=backend)
 
 
@@ -88,7 +88,7 @@ def test_a_named_backend_never_falls_back(model: Path, backend: Any) -> None:
     ],
 )
 def test_contradictions(model: Path, arguments: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="leave one of the two out|no engine is loaded"):
+    with pytest.raises(UsageError, match=r"leave one of the two out|no engine is loaded"):
         open_session(model, **arguments)
 
 
@@ -126,7 +126,7 @@ def test_a_refused_engine_is_an_error_by_name_and_a_reason_with_auto(
 ) -> None:
     path = choose.compile_artifact(model, rtx, RTX_3060).path
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(BackendError, match="was truncated.*Build it again: grood-edge compile"):
+    with pytest.raises(BackendError, match=r"was truncated.*Build it again: grood-edge compile"):
         open_session(model, backend="tensorrt-rtx")
     with open_session(model, backend="auto") as session:
         assert session.backend.provider == "cpu"

@@ -116,7 +116,7 @@ def test_rows_that_depend_on_their_neighbours(artifact: Artifact, reference: Onn
     def spoil(outputs: Outputs) -> Outputs:
         return with_score(outputs, lambda s: s + (0.4 * tolerance * (np.arange(len(s)) == 7)))
 
-    with pytest.raises(VerificationError, match="of one image repeated|in another order"):
+    with pytest.raises(VerificationError, match=r"of one image repeated|in another order"):
         check(artifact, reference, spoil)
 
 
