@@ -23,10 +23,9 @@ __all__ = ["BuildSettings", "Built", "Interrupts", "build_engine", "held_interru
 
 MAX_TIMING_CACHE_BYTES = 256 << 20
 _SHOWN_DEPTH = 2  # of nested phases of a build
-_ADVICE = {
+_ADVICE = {  # by what the reason says, in lower case
     "memory": "free memory on this machine, or build for a smaller batch with --batch",
-    "not supported for Turing": "leave that GPU out of --sm",
-    "has no kernel": "update TensorRT, or run with --backend onnxruntime",
+    "turing": "leave that GPU out of --sm",
 }
 
 
