@@ -19,14 +19,13 @@ from grood_edge.runtime.engine_spec import BuildSpec
 from grood_edge.runtime.layer_types import count_types, graph_products, read_layers, require_precision
 from grood_edge.runtime.trt_api import TrtApi, process_logger, without_noise
 
-__all__ = ["BuildSettings", "Built", "build_engine", "require_usable"]
+__all__ = ["BuildSettings", "Built", "Interrupts", "build_engine", "held_interrupts", "require_usable"]
 
 MAX_TIMING_CACHE_BYTES = 256 << 20
 _SHOWN_DEPTH = 2  # of nested phases of a build
-_ADVICE = {
+_ADVICE = {  # by what the reason says, in lower case
     "memory": "free memory on this machine, or build for a smaller batch with --batch",
-    "not supported for Turing": "leave that GPU out of --sm",
-    "has no kernel": "update TensorRT, or run with --backend onnxruntime",
+    "turing": "leave that GPU out of --sm",
 }
 
 
@@ -74,7 +73,7 @@ def build_engine(api: TrtApi, artifact: Artifact, spec: BuildSpec, progress: Pro
     start = time.monotonic()
     logger = process_logger(api)
     said = logger.count
-    with _held_interrupts() as interrupts:
+    with held_interrupts() as interrupts:
         builder = _builder(api, logger)
         progress("reading the graph", 0, None)
         network, parser = _parsed(api, builder, artifact.model, logger)
@@ -236,7 +235,7 @@ def _last(said: list[str]) -> str:
     return said[-1].splitlines()[0].strip().rstrip(".") if said else ""
 
 
-def _monitor(api: TrtApi, progress: Progress, interrupts: "_Interrupts") -> Any:
+def _monitor(api: TrtApi, progress: Progress, interrupts: "Interrupts") -> Any:
     base: Any = api.module.IProgressMonitor
 
     class Monitor(base):  # type: ignore[misc]
@@ -270,7 +269,7 @@ def _monitor(api: TrtApi, progress: Progress, interrupts: "_Interrupts") -> Any:
     return Monitor()
 
 
-class _Interrupts:
+class Interrupts:
     """Whether somebody wants the build to end, and what went wrong in the caller's own progress function."""
 
     came = False
@@ -278,12 +277,12 @@ class _Interrupts:
 
 
 @contextlib.contextmanager
-def _held_interrupts() -> Iterator[_Interrupts]:
+def held_interrupts() -> Iterator[Interrupts]:
     """Hold Ctrl-C and SIGTERM back while TensorRT works: an exception inside its C++ would end the process.
 
     In other threads nothing is changed: signals never reach them.
     """
-    interrupts = _Interrupts()
+    interrupts = Interrupts()
     wanted = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
 
     def note(number: int, frame: FrameType | None) -> None:

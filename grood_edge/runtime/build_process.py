@@ -5,6 +5,7 @@ process whose addresses are not randomised gives the same engine again: the same
 is. Elsewhere engines may differ in names, and with TensorRT, which chooses by timing, in more than that.
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import json
@@ -14,13 +15,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import FrameType
 from typing import IO, Any
 
 from grood_edge import errors
 from grood_edge.artifact import Artifact, read_artifact
 from grood_edge.errors import BackendError, GroodEdgeError
 from grood_edge.progress import Progress
-from grood_edge.runtime.build import BuildSettings, Built, build_engine
+from grood_edge.runtime.build import BuildSettings, Built, build_engine, held_interrupts
 from grood_edge.runtime.engine_spec import BuildSpec
 from grood_edge.runtime.trt_api import TrtApi, load_api
 
@@ -52,19 +54,32 @@ def build_apart(api: TrtApi, artifact: Artifact, spec: BuildSpec, progress: Prog
     passed = {name: value for name, value in os.environ.items() if name.startswith(_ENVIRONMENT)}
     environment = passed | {"PYTHONHASHSEED": "0", "PYTHONPATH": path}
     with tempfile.TemporaryFile() as said:
-        with subprocess.Popen(  # noqa: S603 - our own interpreter and code
-            [sys.executable, "-c", _CODE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, env=environment
-        ) as process:
-            try:
-                assert process.stdin is not None
-                assert process.stdout is not None
-                _send(process.stdin, api, artifact, spec)
-                built = _receive(process.stdout, progress)
-            except BaseException:
+        process: subprocess.Popen[bytes] | None = None
+        try:
+            with held_interrupts():  # inside Popen one would leave a process behind that nobody knows
+                process = subprocess.Popen(  # noqa: S603 - our own interpreter and code
+                    [sys.executable, "-c", _CODE],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=said,
+                    env=environment,
+                )
+            assert process.stdin is not None
+            assert process.stdout is not None
+            _send(process.stdin, api, artifact, spec)
+            built = _receive(process.stdout, progress)
+            code = process.wait()
+        except BaseException:
+            if process is not None:
                 _end(process)
-                raise
+            raise
+        finally:
+            for pipe in () if process is None else (process.stdin, process.stdout):
+                with contextlib.suppress(OSError):  # what was not sent is not wanted any more
+                    assert pipe is not None
+                    pipe.close()
         if built is None:
-            raise BackendError(_crashed(process.returncode, said, api))
+            raise BackendError(_crashed(code, said, api))
         return built
 
 
@@ -108,12 +123,12 @@ def _receive(pipe: IO[bytes], progress: Progress) -> Built | None:
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
     """Let TensorRT end in an orderly way; a second Ctrl-C does not wait for that."""
-    if process.poll() is None:
-        process.terminate()
     try:
+        process.terminate()
         process.wait(_PATIENCE)
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
         process.kill()
+        process.wait()
 
 
 def _crashed(code: int, said: IO[bytes], api: TrtApi) -> str:
@@ -134,6 +149,7 @@ def _crashed(code: int, said: IO[bytes], api: TrtApi) -> str:
 def _main() -> None:
     """Be the other process: request and model on stdin; progress, then the answer on stdout."""
     _start_without_randomised_addresses()
+    signal.signal(signal.SIGTERM, _interrupt)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what TensorRT prints is not an answer
 
@@ -155,8 +171,15 @@ def _main() -> None:
         answers.flush()
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
 def _built(answer: Any) -> Built:
-    request = json.loads(sys.stdin.buffer.readline())
+    line = sys.stdin.buffer.readline()
+    if not line:  # who asked is gone
+        raise KeyboardInterrupt
+    request = json.loads(line)
     artifact = read_artifact(sys.stdin.buffer.read(request["bytes"]))  # in one piece, however it arrives
     cache = request["timing_cache"]
     spec = BuildSpec(tuple(request["batch"]), tuple(request["targets"]), None if cache is None else Path(cache))

@@ -182,7 +182,16 @@ def test_an_interruption_leaves_nothing(model: Path, number: signal.Signals) -> 
     assert "Traceback" not in errors
     assert "nothing was written" in errors
     assert files(model.parent) == [model.name]
-    assert not Path(f"/proc/{child}").exists()
+    assert _has_ended(child)
+
+
+def _has_ended(number: int) -> bool:
+    """Give a process that was ended the time to be gone."""
+    for _ in range(100):
+        if not Path(f"/proc/{number}").exists():
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def _child_at_work(process: "subprocess.Popen[str]") -> int:
