@@ -8,9 +8,7 @@ when nothing failed, 1 when a check failed, 3 when there is no GPU, so that noth
 
 import argparse
 import dataclasses
-import importlib
 import importlib.metadata
-import importlib.util
 import json
 import platform
 import shutil
@@ -19,17 +17,19 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gpu_checks import Check, Skipped, Values, backend_checks, checked, device_checks
 
 from grood_edge.artifact import Artifact, read_artifact
 from grood_edge.errors import BackendError, GroodEdgeError, MissingExtraError
 from grood_edge.runtime.backend import Backend
+from grood_edge.runtime.build_process import build_apart
 from grood_edge.runtime.cuda import CudaDevice, device_count, load_cudart, open_device
+from grood_edge.runtime.engine_spec import BuildSpec
 from grood_edge.runtime.onnxrt import OnnxRuntimeBackend
 from grood_edge.runtime.trt import TrtBackend
-from grood_edge.runtime.trt_api import FAMILIES, Family, load_api
+from grood_edge.runtime.trt_api import FAMILIES, Family, load_api, process_logger
 
 NO_GPU = 3
 PACKAGES = (
@@ -42,7 +42,7 @@ PACKAGES = (
     "onnxruntime-gpu",
     "torch",
 )
-PROVIDERS = ("cpu", "cuda")
+PROVIDERS = ("cpu", "cuda", "tensorrt-ep")
 BATCH = (1, 1, 8)
 
 
@@ -128,7 +128,7 @@ def all_checks(device: CudaDevice | None, reason: str, paths: list[Path], folder
 
     def making() -> Values:
         artifacts.extend((path.stem, read_artifact(path)) for path in paths or small_artifacts(folder))
-        return {name: artifact.contract.precision for name, artifact in artifacts}
+        return {name: artifact.contract.precision.name for name, artifact in artifacts}
 
     yield checked("artifacts", making)
     for name, artifact in artifacts:
@@ -151,14 +151,11 @@ def small_artifacts(folder: Path) -> list[Path]:
     network = trained_network(images.train)
     preprocessing = PreprocessingOptions(input_size=(32, 32), mean=(0.0,), std=(1.0,))
     options = ExportOptions(calibration_data=images.calibration, preprocessing=preprocessing)
-    precisions = ("fp32",)
-    if "precision" in {field.name for field in dataclasses.fields(options)}:
-        precisions += ("fp16", "int8")  # type: ignore[assignment]
+    precisions: tuple[Literal["fp32", "fp16", "int8"], ...] = ("fp32", "fp16", "int8")
     paths = []
     for precision in precisions:
-        changed: Any = {"precision": precision} if len(precisions) > 1 else {}
         path = folder / f"digits-{precision}.onnx"
-        export_model(network, images.train, path, dataclasses.replace(options, **changed))
+        export_model(network, images.train, path, dataclasses.replace(options, precision=precision))
         paths.append(path)
     return paths
 
@@ -183,22 +180,16 @@ def engine_checks(device: CudaDevice | None, family: Family, name: str, artifact
     if not built or device is None:
         return rows
     api, plan = built[0]
-    logger = importlib.import_module("grood_edge.runtime.trt_api").process_logger(api)
 
     def opening() -> Backend:
-        return TrtBackend(api, plan, artifact.contract, device, logger)
+        return TrtBackend(api, plan, artifact.contract, device, process_logger(api))
 
     return rows + backend_checks(title, artifact, opening)
 
 
 def built_engine(api: Any, artifact: Artifact) -> tuple[Values, bytes]:
     """Build a plan; returns what is known of it."""
-    try:
-        build = importlib.import_module("grood_edge.runtime.build")
-        spec = importlib.import_module("grood_edge.runtime.engine_spec").BuildSpec(batch=BATCH)
-    except ModuleNotFoundError as error:
-        raise Skipped(f"this version of grood-edge builds no engines ({error})") from error
-    made = build.build_engine(api, artifact, spec, lambda *_: None)
+    made = build_apart(api, artifact, BuildSpec(batch=BATCH), lambda *_: None)
     return {"version": api.version, "bytes": len(made.plan), "seconds": made.seconds}, made.plan
 
 
@@ -218,9 +209,7 @@ def provider_checks(device: CudaDevice | None, provider: str, name: str, artifac
 
 
 def selftest() -> Values:
-    """Run `grood-edge selftest` where this version has it."""
-    if importlib.util.find_spec("grood_edge.runtime.selftest") is None:
-        raise Skipped("this version of grood-edge has no selftest")
+    """Run `grood-edge selftest`."""
     command = [sys.executable, "-m", "grood_edge", "selftest", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
     if done.returncode:

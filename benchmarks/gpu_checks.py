@@ -289,11 +289,11 @@ def backend_checks(name: str, artifact: Artifact, open_backend: Callable[[], Bac
 
 
 def probes(artifact: Artifact, backend: Backend) -> Values:
-    """Class, decision and validity of every probe are those of the export; in float32 the scores as well."""
+    """Class, decision and validity of every probe are those of the export, and scores within the tolerance."""
     contract = artifact.contract
-    report = replay_probes(contract, backend.run, "cuda")
+    report = replay_probes(contract, backend.run, backend.provider)
     values: Values = {"largest_error": report.largest_error, "tolerance": report.tolerance, "flips": report.flips}
-    require(report.flips == 0 and (report.passed or contract.precision != "fp32"), f"probes differ: {values}")
+    require(report.passed, f"probes differ: {values}")
     return values
 
 

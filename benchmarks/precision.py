@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import animals
 import garments
@@ -32,7 +32,8 @@ from grood_edge.ort import open_ort
 from grood_edge.outputs import Outputs, outputs_from_arrays
 from grood_edge.preprocessing import preprocess_frame, resolve_preprocessing
 
-LOWER = ("fp16", "int8")
+Name = Literal["fp32", "fp16", "int8"]
+LOWER: tuple[Name, ...] = ("fp16", "int8")
 TIMED = 40
 
 
@@ -98,7 +99,7 @@ def row_of(outputs: Mapping[str, Outputs], reference: Mapping[str, Outputs]) -> 
     }
 
 
-def speed_ratios(paths: Mapping[str, Path], frame: np.ndarray) -> dict[str, float]:
+def speed_ratios(paths: Mapping[Name, Path], frame: np.ndarray) -> dict[str, float]:
     """Time one image on each artifact in turn, over fp32's."""
     models = {name: open_ort(path.read_bytes(), threads=1) for name, path in paths.items()}
     times: dict[str, list[float]] = {name: [] for name in models}
@@ -113,7 +114,8 @@ def speed_ratios(paths: Mapping[str, Path], frame: np.ndarray) -> dict[str, floa
 
 def run(trial: Trial, work: Path) -> dict[str, Any]:
     """Export in the three precisions, and measure."""
-    paths = {name: work / f"{name}.onnx" for name in ("fp32", *LOWER)}
+    names: tuple[Name, ...] = ("fp32", *LOWER)
+    paths = {name: work / f"{name}.onnx" for name in names}
     result: dict[str, Any] = {"images": {name: len(frames) for name, frames in trial.frames.items()}}
     reference: dict[str, Outputs] = {}
     for name, path in paths.items():

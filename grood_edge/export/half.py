@@ -161,7 +161,8 @@ class _Typed:
 
     def rewritten(self, node: NodeProto) -> list[NodeProto]:
         """Return the node with its inputs in its own type, after the Casts that are new."""
-        result, casts = NodeProto.FromString(node.SerializeToString()), []
+        casts: list[NodeProto] = []
+        result = NodeProto.FromString(node.SerializeToString())
         floating = node.name in self._floating
         fixed = _ALWAYS_FLOAT_INPUTS.get(node.op_type, ())
         for index, name in enumerate(node.input):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, TensorProto, load_model_from_string
 
 from grood_edge import __version__
 from grood_edge.arrays import Frames, Logits
@@ -39,6 +39,7 @@ from grood_edge.export.ood_prototype import (
     source_names,
 )
 from grood_edge.export.precision import choose_precision
+from grood_edge.export.preflight import preflight
 from grood_edge.export.scale import shuffled_features
 from grood_edge.export.spool import SpoolPlan, remove_spools
 from grood_edge.export.verify import (
@@ -137,7 +138,7 @@ def export_model(
         remove_spools(options.spool)
     unreadable = passes.unreadable() + tuple(entry for source in sources for entry in source.unreadable)
     notes = passes.fit.notes + (passes.calibration.notes if passes.calibration is not None else ())
-    warnings = chosen.warnings + notes + coverage_warnings(passes, inputs.classes)
+    warnings = chosen.warnings + notes + coverage_warnings(passes, inputs.classes) + _tensorrt_warnings(whole)
     return ExportReport(out, contract, verification, unreadable, warnings, chosen.speeds)
 
 
@@ -191,6 +192,15 @@ def _verified(whole: bytes, contract: Contract, inputs: Inputs, passes: Passes) 
     tolerance = HALF_LOGIT_TOLERANCE if half else LOGIT_TOLERANCE
     logit_error = require_equal_logits(run_frames(session, frames, 1), expected, tolerance)
     return contract, replace(verification, largest_logit_error=logit_error)
+
+
+def _tensorrt_warnings(whole: bytes) -> tuple[str, ...]:
+    """Say what TensorRT would refuse; onnxruntime runs the artifact all the same."""
+    refused = [finding.sentence for finding in preflight(load_model_from_string(whole)) if finding.kind == "refused"]
+    if not refused:
+        return ()
+    more = f" (and {len(refused) - 1} more: grood-edge compile --check)" if len(refused) > 1 else ""
+    return (f"TensorRT would refuse this artifact: {refused[0]}{more}",)
 
 
 def tool_versions(extra: tuple[str, ...] = ()) -> dict[str, str]:

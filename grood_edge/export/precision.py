@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from onnx import ModelProto, TensorProto
@@ -94,7 +94,7 @@ def choose_precision(inputs: Inputs, data: Dataset, options: ExportOptions, prog
             "leave --precision out to use the graph as it is"
         )
     trial = _Trial.of(inputs, data, options, progress)
-    names: tuple[Lower, ...] = ("int8", "fp16") if asked == "auto" else (asked,)
+    names: tuple[Lower, ...] = ("int8", "fp16") if asked == "auto" else (cast(Lower, asked),)
     attempts: list[_Attempt] = []
     for name in names:
         try:
@@ -152,7 +152,7 @@ class _Trial:
     def attempts(self, name: Lower, keep: frozenset[str], progress: Progress) -> list[_Attempt]:
         """Rewrite the graph, judge it, and give the worst layers back while the limits are not kept."""
         way = _half(self, keep) if name == "fp16" else _int8(self, keep, progress)
-        kept, found = way.kept, []
+        kept, found = way.kept, list[_Attempt]()
         for turn in range(ROUNDS + 1):
             progress(f"judging {name}" + (f", {turn} times relaxed" if turn else ""), 0, None)
             try:

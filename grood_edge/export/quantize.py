@@ -177,7 +177,8 @@ class _Writer:
 
     def rewritten(self, node: NodeProto, lowered: bool) -> list[NodeProto]:
         """Return the node after what its inputs need."""
-        result, before = NodeProto.FromString(node.SerializeToString()), []
+        before: list[NodeProto] = []
+        result = NodeProto.FromString(node.SerializeToString())
         if lowered:
             result.input[0] = self._activation(node.input[0], before)
             second = node.input[1]
@@ -215,7 +216,7 @@ class _Writer:
 
     def _stored(self, node: NodeProto, before: list[NodeProto]) -> str:
         """Large weights of the layers that always stay float32 are stored as float16."""
-        name, values = node.input[1], self._weights[node.input[1]]
+        name, values = str(node.input[1]), self._weights[node.input[1]]
         if values.dtype != np.float32 or not is_stored_half(node, values):
             return name
         stored = f"{name}_fp16"

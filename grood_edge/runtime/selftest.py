@@ -95,8 +95,7 @@ def _status_of(name: str) -> Status:
 
 def _tested(name: str, model: Path, artifact: Artifact, reference: Backend) -> SelfTest:
     if name.startswith("onnxruntime"):
-        backend = OnnxRuntimeBackend(artifact, name.removeprefix("onnxruntime-"))
-        return _verified(name, backend, artifact, reference)
+        return _verified(name, OnnxRuntimeBackend(artifact, name.removeprefix("onnxruntime-")), artifact, reference)
     family: Family = "tensorrt" if name == "tensorrt" else "tensorrt-rtx"
     with TemporaryDirectory() as folder:
         Path(folder).chmod(0o700)

@@ -11,8 +11,8 @@ import pytest
 
 from grood_edge.artifact import read_artifact
 from grood_edge.errors import ClassifierError, UsageError, VerificationError
-from grood_edge.export import ExportOptions, ExportReport, export_model, precision
-from grood_edge.export.acceptance import Comparison
+from grood_edge.export import ClassifierOptions, ExportOptions, ExportReport, export_model, precision
+from grood_edge.export.acceptance import Behaviour, Comparison, Judge, behaviour
 from grood_edge.export.classifier import ClassifierGraph
 from grood_edge.export.graph import base_model
 from grood_edge.export.half import half_precision
@@ -80,8 +80,12 @@ def test_judged_images_are_fit_images_never_calibration_images(
 ) -> None:
     """Of a split every fifth image calibrates; the judge sees others only."""
     seen: list[tuple[str, ...]] = []
-    original = precision.behaviour
-    monkeypatch.setattr(precision, "behaviour", lambda j, *rest: seen.append(j.names) or original(j, *rest))
+
+    def watched(judge: Judge, *rest: Any) -> Behaviour:
+        seen.append(judge.names)
+        return behaviour(judge, *rest)
+
+    monkeypatch.setattr(precision, "behaviour", watched)
     asked = replace(OPTIONS, precision="fp16", unseen=True)
     inputs = open_inputs(digit_onnx, train_batches, asked, silent)
     choose_precision(inputs, reopened(train_batches, asked), asked, silent)
@@ -123,12 +127,10 @@ def test_layers_are_given_back_until_it_decides_alike(
 def test_a_precision_that_overflows_is_refused_or_passed_over(
     digit_onnx: Path, train_batches: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = precision.behaviour
-
     def overflowing(judge: Any, graph: onnx.ModelProto, *rest: Any) -> Any:
         if any(node.name.startswith("rounding/") for node in graph.graph.node):
             raise ClassifierError("NaN or Inf")
-        return original(judge, graph, *rest)
+        return behaviour(judge, graph, *rest)
 
     monkeypatch.setattr(precision, "behaviour", overflowing)
     with pytest.raises(VerificationError, match="features are not finite"):
@@ -180,3 +182,25 @@ def test_user_layers_stay_float(digit_onnx: Path, train_batches: Batches, digit_
     types = {t.name: t.data_type for t in found.classifier.model.graph.initializer}
     assert types[node.input[1]] == onnx.TensorProto.FLOAT
     assert np.isfinite(found.entry.trials[0].flips)
+
+
+def test_what_tensorrt_would_refuse_is_said_at_export(
+    digit_onnx: Path, train_batches: Batches, tmp_path: Path, auto: ExportReport
+) -> None:
+    """Det is standard ONNX and runs on onnxruntime; its value is multiplied by zero, so the classes stay."""
+    assert not any("TensorRT" in warning for warning in auto.warnings)
+    model = onnx.load(digit_onnx)
+    (image,), (logits,) = model.graph.input, model.graph.output
+    last = next(node for node in model.graph.node if logits.name in node.output)
+    last.output[0] = "inner"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros((), np.float32), "zero"))
+    nodes = [("Det", [image.name], "det"), ("Mul", ["det", "zero"], "none"), ("Add", ["inner", "none"], logits.name)]
+    model.graph.node.extend(onnx.helper.make_node(kind, given, [made]) for kind, given, made in nodes)
+    onnx.save(model, tmp_path / "det.onnx")
+    features = auto.contract.classifier.features_tensor
+    options = replace(
+        OPTIONS, bank=64, ood_prototype="mean", unseen=True, classifier=ClassifierOptions(features=features)
+    )
+    report = export_model(tmp_path / "det.onnx", train_batches, tmp_path / "a.onnx", options)
+    (warning,) = [warning for warning in report.warnings if "TensorRT" in warning]
+    assert "Det" in warning

@@ -76,7 +76,7 @@ def test_preflight_refuses_nothing(artifact: Built) -> None:
 
 def test_becomes_an_engine(artifact: Built) -> None:
     """One engine for all generations; of the ResNet, one for each as well."""
-    targets = [COMPUTE_CAPABILITIES]
+    targets: list[tuple[str, ...]] = [COMPUTE_CAPABILITIES]
     if artifact.path.stem.startswith("resnet"):
         targets += [(name,) for name in COMPUTE_CAPABILITIES]
     for target in targets:

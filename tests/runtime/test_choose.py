@@ -17,6 +17,7 @@ from grood_edge.artifact import read_artifact
 from grood_edge.errors import BackendError, GroodEdgeError, UsageError, VerificationError
 from grood_edge.outputs import Outputs
 from grood_edge.runtime import choose, open_session
+from grood_edge.runtime.compile import compile_artifact
 from grood_edge.runtime.cuda import open_device
 from grood_edge.runtime.onnxrt import OnnxRuntimeBackend
 from grood_edge.runtime.trt import TrtBackend
@@ -115,7 +116,7 @@ def test_auto_builds_verifies_and_caches(model: Path, gpu: list[FakeTrt], tmp_pa
 def test_an_engine_beside_the_model_comes_first(
     model: Path, gpu: list[FakeTrt], rtx: TrtApi, user_home: Path, tmp_path: Path
 ) -> None:
-    choose.compile_artifact(model, rtx, RTX_3060)
+    compile_artifact(model, rtx, RTX_3060)
     with open_session(model, backend="tensorrt-rtx"):
         assert len(gpu) == 1
     assert not list((tmp_path / "cache").rglob("*.engine"))
@@ -124,7 +125,7 @@ def test_an_engine_beside_the_model_comes_first(
 def test_a_refused_engine_is_an_error_by_name_and_a_reason_with_auto(
     model: Path, gpu: list[FakeTrt], rtx: TrtApi
 ) -> None:
-    path = choose.compile_artifact(model, rtx, RTX_3060).path
+    path = compile_artifact(model, rtx, RTX_3060).path
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(BackendError, match=r"was truncated.*Build it again: grood-edge compile"):
         open_session(model, backend="tensorrt-rtx")
@@ -164,7 +165,7 @@ def test_a_record_of_another_contract_does_not_count(model: Path, gpu: list[Fake
 def test_a_foreign_engine_needs_its_digest(
     model: Path, gpu: list[FakeTrt], rtx: TrtApi, user_home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    compiled = choose.compile_artifact(model, rtx, RTX_3060)
+    compiled = compile_artifact(model, rtx, RTX_3060)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "another-user"))
     with pytest.raises(BackendError, match="built by another user or on another machine"):
         open_session(model, backend="tensorrt-rtx")

@@ -12,7 +12,6 @@ from grood_edge.artifact import read_artifact
 from grood_edge.errors import ArtifactError
 from grood_edge.outputs import Outputs
 from grood_edge.probes import replay_probes
-from grood_edge.runtime import selftest as module
 from grood_edge.runtime.onnxrt import OnnxRuntimeBackend
 from grood_edge.runtime.selftest import BACKENDS, MODEL, selftest
 
@@ -55,7 +54,7 @@ def test_a_wrong_backend_fails(monkeypatch: pytest.MonkeyPatch) -> None:
             outputs.ood_score[:] += 1
         return outputs
 
-    monkeypatch.setattr(module.OnnxRuntimeBackend, "run", wrong)
+    monkeypatch.setattr(OnnxRuntimeBackend, "run", wrong)
     (result,) = selftest(backends=("onnxruntime-cpu",))
     assert result.status == "FAILED"
     assert "in batches of 3" in result.reason
