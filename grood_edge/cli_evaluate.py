@@ -21,7 +21,7 @@ def evaluate_command(
     fit: Annotated[str | None, typer.Option(help="With --baselines: the images that export got as --data.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write everything as one HTML file.")] = None,
     alpha: Alpha = None,
-    provider: Provider = "cpu",
+    provider: Provider = None,
     force: Force = False,
     allow_unreadable: AllowUnreadable = False,
     as_json: Json = False,

@@ -14,6 +14,7 @@ from onnx import ModelProto, NodeProto, TensorProto, checker, numpy_helper, shap
 from grood_edge.errors import ClassifierError
 from grood_edge.export.classifier import ClassifierGraph
 from grood_edge.export.feature_point import pruned
+from grood_edge.export.folding import fold_batch_norms
 from grood_edge.export.layers import (
     WEIGHTED,
     LayerError,
@@ -59,7 +60,7 @@ def half_precision(classifier: ClassifierGraph, keep_float: frozenset[str] = fro
         raise ClassifierError(
             f"the classifier's input is {kind}; fp16 is made of a float32 classifier: export that one"
         )
-    model = prepared(classifier.model)
+    model = fold_batch_norms(prepared(classifier.model))
     types = tensor_types(model)
     tail = _tail(model, classifier)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}

@@ -11,6 +11,7 @@ from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_help
 
 from grood_edge.errors import ClassifierError
 from grood_edge.export.classifier import ClassifierGraph
+from grood_edge.export.folding import fold_batch_norms
 from grood_edge.export.layers import (
     LayerError,
     cast_node,
@@ -232,40 +233,8 @@ class _Writer:
 
 
 def _folded(classifier: ClassifierGraph) -> ModelProto:
-    """Return the prepared graph, every BatchNormalization behind a convolution folded into its weights."""
+    """Return the prepared graph, without batch norms behind convolutions."""
     if classifier.input_type != TensorProto.FLOAT:
         kind = TensorProto.DataType.Name(classifier.input_type)
         raise ClassifierError(f"the classifier's input is {kind}; int8 is made of a float32 classifier: export that")
-    model = prepared(classifier.model)
-    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    read = [name for node in model.graph.node for name in node.input] + [value.name for value in model.graph.output]
-    producers = {name: node for node in model.graph.node for name in node.output}
-    nodes, made = [], []
-    for node in model.graph.node:
-        before = producers.get(node.input[0]) if node.op_type == "BatchNormalization" else None
-        alone = before is not None and before.op_type == "Conv" and read.count(node.input[0]) == 1
-        if alone and before is not None and all(name in weights for name in (*before.input[1:], *node.input[1:])):
-            made += _fold(before, node, weights)
-        else:
-            nodes.append(node)
-    replace_nodes(model, nodes)
-    used = {name for node in model.graph.node for name in node.input}
-    kept = [tensor for tensor in (*model.graph.initializer, *made) if tensor.name in used]
-    model.graph.ClearField("initializer")
-    model.graph.initializer.extend(kept)
-    return model
-
-
-def _fold(convolution: NodeProto, norm: NodeProto, weights: dict[str, np.ndarray]) -> list[TensorProto]:
-    """Let the convolution give what the norm gave."""
-    scale, shift, mean, variance = (weights[name].astype(np.float64) for name in norm.input[1:5])
-    epsilon = next((a.f for a in norm.attribute if a.name == "epsilon"), 1e-5)
-    factor = scale / np.sqrt(variance + epsilon)
-    kernel = weights[convolution.input[1]].astype(np.float64)
-    bias = weights[convolution.input[2]].astype(np.float64) if len(convolution.input) > 2 else 0.0
-    names = f"{norm.name}_folded_weight", f"{norm.name}_folded_bias"
-    values = kernel * factor.reshape(-1, *(1 for _ in kernel.shape[1:])), shift + (bias - mean) * factor
-    del convolution.input[1:]
-    convolution.input.extend(names)
-    convolution.output[0] = norm.output[0]
-    return [numpy_helper.from_array(v.astype(np.float32), name) for name, v in zip(names, values, strict=True)]
+    return fold_batch_norms(prepared(classifier.model))
