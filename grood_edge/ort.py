@@ -19,7 +19,7 @@ from grood_edge.user_folders import cache_folder
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["PROVIDERS", "OrtModel", "open_ort", "tensorrt_options"]
+__all__ = ["PROFILE", "PROVIDERS", "OrtModel", "open_ort", "tensorrt_options"]
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt-ep": "TensorrtExecutionProvider",

@@ -1,9 +1,9 @@
-"""Which backend runs an artifact: the one that was asked for, or with `auto` the fastest that answers rightly."""
+"""Which backend runs an artifact: the one that was asked for, or with `auto` the first that answers rightly."""
 
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +27,7 @@ __all__ = ["AUTO_ORDER", "BackendName", "Choice", "Chosen", "choose_backend"]
 
 BackendName = Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"]
 AUTO_ORDER = ("tensorrt", "tensorrt-rtx", "onnxruntime on cuda", "onnxruntime on cpu")
+BATCH = 8  # the largest that `auto` checks onnxruntime on CUDA with
 _MAX_RECORD_BYTES = 10_000
 _LOG = logging.getLogger("grood_edge")
 
@@ -76,7 +77,7 @@ def choose_backend(path: Path, artifact: Artifact, choice: Choice, progress: Pro
     ways: dict[str, Callable[[], Backend]] = {
         "tensorrt": lambda: _tensorrt("tensorrt", path, artifact, None, progress),
         "tensorrt-rtx": lambda: _tensorrt("tensorrt-rtx", path, artifact, None, progress),
-        "onnxruntime on cuda": lambda: OnnxRuntimeBackend(artifact, "cuda", choice.threads),
+        "onnxruntime on cuda": lambda: _cuda(artifact, choice.threads),
         "onnxruntime on cpu": lambda: OnnxRuntimeBackend(artifact, "cpu", choice.threads),
     }
     fallbacks: list[str] = []
@@ -89,6 +90,12 @@ def choose_backend(path: Path, artifact: Artifact, choice: Choice, progress: Pro
     return Chosen(ways[AUTO_ORDER[-1]](), tuple(fallbacks))
 
 
+def _cuda(artifact: Artifact, threads: int | None) -> Backend:
+    backend, reference = OnnxRuntimeBackend(artifact, "cuda", threads), OnnxRuntimeBackend(artifact)
+    require_parity(backend, artifact.contract, reference, BATCH)
+    return backend
+
+
 def _tensorrt(family: Family, path: Path, artifact: Artifact, trusted: str | None, progress: Progress) -> Backend:
     """Find or build the engine, load it, and hold it against onnxruntime."""
     gpu = open_device()  # first: without one nothing else is worth trying
@@ -97,7 +104,7 @@ def _tensorrt(family: Family, path: Path, artifact: Artifact, trusted: str | Non
     found = _opened(path, artifact, (api, device), trusted, progress)
     backend = TrtBackend(api, found.plan, artifact.contract, gpu, process_logger(api), not found.knots_match)
     try:
-        _verify(backend, found, artifact, progress)
+        _verify(backend, found, artifact, device, progress)
     except BaseException:
         backend.close()
         raise
@@ -115,8 +122,12 @@ def _opened(
         return open_engine(beside, artifact, api, device, model=path)
     options = CompileOptions(out=cache_folder("engines"))
     cached = engine_path(path, artifact, api, device, options)
-    if not cached.exists():
-        compile_artifact(path, api, device, options, progress)
+    if cached.exists():
+        try:
+            return open_engine(cached, artifact, api, device, model=path)
+        except BackendError as error:  # half-written by a killed process, or damaged: our own cache is made again
+            _LOG.warning("%s", error)
+    compile_artifact(path, api, device, replace(options, force=True), progress)
     return open_engine(cached, artifact, api, device, model=path)
 
 
@@ -138,12 +149,13 @@ def _trusted(path: Path, artifact: Artifact, where: tuple[TrtApi, Device], trust
     )
 
 
-def _verify(backend: TrtBackend, found: OpenedEngine, artifact: Artifact, progress: Progress) -> None:
-    """Verify once for each engine, contract and version of grood-edge; the result is kept beside the engine."""
+def _verify(backend: TrtBackend, found: OpenedEngine, artifact: Artifact, device: Device, progress: Progress) -> None:
+    """Verify once for each engine, contract, GPU, driver and version of grood-edge; kept beside the engine."""
     wanted = {
         "engine": found.sidecar.engine_sha256,
         "contract": artifact.contract_digest,
         "grood-edge": __version__,
+        "device": [device.name, list(device.compute_capability or ()), device.driver],
     }
     record = found.path.with_name(f"{found.path.name}.verified")
     if _recorded(record) == wanted:

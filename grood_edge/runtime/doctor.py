@@ -51,7 +51,11 @@ class Way:
 
 @dataclass(frozen=True)
 class Gpu:
-    """The GPU, as far as it can be read without root; empty texts for what cannot. `reason`: why there is none."""
+    """The GPU, as far as it can be read without root; empty texts for what cannot.
+
+    driver: the newest CUDA that the driver supports, or its version where nvidia-smi alone tells. reason: why CUDA's
+    Python bindings see no GPU.
+    """
 
     name: str = ""
     compute_capability: str = ""
@@ -139,6 +143,10 @@ def _gpu() -> Gpu:
     try:
         info: DeviceInfo = device_info(load_cudart())
     except GroodEdgeError as error:
+        known = _output(["nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"])
+        if known:
+            name, capability, driver = ([part.strip() for part in known[0].split(",")] + ["", ""])[:3]
+            return Gpu(name=name, compute_capability=capability, driver=driver, power=_power(), reason=str(error))
         driver = _read(_DRIVER)
         reason = str(error) if not driver else f"{error}. There is a driver, though: {driver}"
         return Gpu(reason=reason, power=_power())
@@ -167,7 +175,11 @@ def _tensorrt(family: Family, gpu: Gpu) -> Way:
     if not gpu.name:
         builds = "; it builds engines for other machines" if family == "tensorrt-rtx" else ""
         return Way(family, False, f"{api.version} is installed, but {gpu.reason}{builds}", "an NVIDIA GPU", can)
-    return Way(family, True, f"{api.version}", "", can)
+    if gpu.reason:  # the driver's tools see it, and CUDA's Python bindings do not
+        return Way(
+            family, False, f"{api.version} is installed, but {gpu.reason}", "pip install 'grood-edge[cuda]'", can
+        )
+    return Way(family, True, api.version, "", can)
 
 
 def _onnxruntime(provider: str, gpu: Gpu) -> Way:
@@ -200,24 +212,26 @@ def _power() -> str:
     """Return power mode and clocks of the GPU as nvpmodel (Jetson) or nvidia-smi tell them without root."""
     for command in (
         ["nvpmodel", "-q"],
-        [
-            "nvidia-smi",
-            "--query-gpu=pstate,clocks.sm,clocks.max.sm,power.limit,temperature.gpu",
-            "--format=csv,noheader",
-        ],
+        ["nvidia-smi", f"--query-gpu={_SMI_FIELDS}", "--format=csv,noheader"],
     ):
-        program = shutil.which(command[0])
-        if program is None:
-            continue
-        try:
-            done = subprocess.run(  # noqa: S603 - fixed words
-                [program, *command[1:]], capture_output=True, text=True, timeout=_SECONDS, check=False
-            )
-        except (OSError, subprocess.SubprocessError):
-            continue
-        if done.returncode == 0:
-            return ", ".join(line.strip() for line in done.stdout.splitlines() if line.strip())[:200]
+        lines = _output(command)
+        if lines:
+            return ", ".join(lines)[:200]
     return ""
+
+
+def _output(command: list[str]) -> list[str]:
+    """Return the lines of a program; none where it is missing, fails or takes too long."""
+    program = shutil.which(command[0])
+    if program is None:
+        return []
+    try:
+        done = subprocess.run(  # noqa: S603 - fixed words
+            [program, *command[1:]], capture_output=True, text=True, timeout=_SECONDS, check=False
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []
 
 
 def _clocks() -> str:

@@ -3,8 +3,8 @@
 from grood_edge.arrays import Frames
 from grood_edge.artifact import Artifact
 from grood_edge.errors import BackendError
-from grood_edge.ort import OrtModel, open_ort
-from grood_edge.outputs import OUTPUT_NAMES, Outputs, outputs_from_arrays
+from grood_edge.ort import PROFILE, OrtModel, open_ort
+from grood_edge.outputs import OUTPUT_NAMES, Outputs, concatenated, outputs_from_arrays
 
 __all__ = ["OnnxRuntimeBackend"]
 
@@ -24,7 +24,13 @@ class OnnxRuntimeBackend:
         """
         if self._model is None:
             raise BackendError("the session is closed; open it again with open_session(...)")
-        return outputs_from_arrays(self._model.run({"image": frames}, list(OUTPUT_NAMES)))
+        # TensorRT builds for batches up to a size; a larger one would be built for anew
+        step = PROFILE[2] if self.provider == "tensorrt-ep" else max(1, len(frames))
+        parts = [
+            outputs_from_arrays(self._model.run({"image": frames[i : i + step]}, list(OUTPUT_NAMES)))
+            for i in range(0, max(1, len(frames)), step)
+        ]
+        return parts[0] if len(parts) == 1 else concatenated(parts)
 
     def close(self) -> None:
         """Drop the onnxruntime session."""

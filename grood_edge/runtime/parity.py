@@ -15,6 +15,7 @@ from grood_edge.errors import VerificationError
 from grood_edge.outputs import Outputs, concatenated, select_rows
 from grood_edge.probes import decode_png, replay_probes, score_tolerance, synthetic_frames
 from grood_edge.runtime.backend import Backend
+from grood_edge.runtime.decisions import decided_by
 
 __all__ = ["ParityReport", "require_parity"]
 
@@ -111,12 +112,30 @@ class _Judge:
         spread = np.abs(expected.logits).max(axis=1)
         with np.errstate(invalid="ignore"):
             logit_errors = np.where(valid, np.abs(found.logits - expected.logits).max(axis=1) / (spread + 1e-30), 0.0)
+            feature_errors = np.linalg.norm(found.features.astype(np.float64) - expected.features, axis=1)
+            feature_errors = np.where(valid, feature_errors / (np.linalg.norm(expected.features, axis=1) + 1e-30), 0.0)
         flips = self._flips(found, expected)
-        if not worst <= tolerance or not logit_errors.max() <= max(LOGIT_SHARE, tolerance) or flips:
+        self._require_consistent(found, what)
+        if (
+            not worst <= tolerance
+            or not max(logit_errors.max(), feature_errors.max()) <= max(LOGIT_SHARE, tolerance)
+            or flips
+        ):
             raise VerificationError(
                 f"{provider} answers wrongly {what}: ood_score is off by up to {worst:.1e} (at most {tolerance:.1e} is "
-                f"accepted), logits by {float(logit_errors.max()):.1%} of the largest, and {flips} decisions of "
+                f"accepted), logits by {float(logit_errors.max()):.1%} of the largest, features by "
+                f"{float(feature_errors.max()):.1%}, and {flips} decisions of "
                 f"{len(found)} differ"
+            )
+
+    def _require_consistent(self, found: Outputs, what: str) -> None:
+        """The decision and p_value must be those of the score: they are counts of calibration scores."""
+        expected = decided_by(self._rule, found)
+        wrong = (found.is_ood != expected.is_ood) | (np.abs(found.p_value - expected.p_value) > 1e-6)
+        if wrong.any():
+            raise VerificationError(
+                f"{self._backend.provider} answers wrongly {what}: p_value or is_ood of {int(wrong.sum())} rows of "
+                f"{len(found)} are not those of their ood_score"
             )
 
     def _flips(self, found: Outputs, expected: Outputs) -> int:

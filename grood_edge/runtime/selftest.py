@@ -79,18 +79,21 @@ def selftest(
 
 def _status_of(name: str) -> Status:
     """Tell a backend that is installed and fails from one that is not here."""
+    has_gpu = present_device().compute_capability is not None
     if name.startswith("onnxruntime"):
         import onnxruntime
 
         from grood_edge.ort import PROVIDERS
 
-        provider = PROVIDERS[name.removeprefix("onnxruntime-")]
-        return "FAILED" if provider in onnxruntime.get_available_providers() else "not here"
+        provider = name.removeprefix("onnxruntime-")
+        listed = PROVIDERS[provider] in onnxruntime.get_available_providers()
+        # the GPU package lists all of its providers on any machine
+        return "FAILED" if listed and (provider == "cpu" or has_gpu) else "not here"
     try:
         load_api("tensorrt" if name == "tensorrt" else "tensorrt-rtx")
     except GroodEdgeError:
         return "not here"
-    return "FAILED" if present_device().compute_capability is not None else "not here"
+    return "FAILED" if has_gpu or name == "tensorrt-rtx" else "not here"  # RTX builds without a GPU
 
 
 def _tested(name: str, model: Path, artifact: Artifact, reference: Backend) -> SelfTest:

@@ -43,6 +43,18 @@ class Verdict:
     reason: Reason | None = None
 
 
+def require_usable(contract: Contract, alpha: float | None, color: str) -> None:
+    """Find out what a session would refuse.
+
+    Raises:
+        UsageError: another channel order than `rgb` or `bgr`.
+        CalibrationError: the calibration set cannot carry `alpha`.
+    """
+    if color not in ("rgb", "bgr"):
+        raise UsageError(f"color is {color!r}; expected 'rgb' or 'bgr', the channel order of the frames")
+    contract.calibration.rule(len(contract.classes), alpha)
+
+
 class Session:
     """An open artifact. Use it in a `with` block, from one thread at a time.
 
@@ -58,8 +70,7 @@ class Session:
         color: Color = "rgb",
         load_head: Callable[[], Head] | None = None,
     ) -> None:
-        if color not in ("rgb", "bgr"):
-            raise UsageError(f"color is {color!r}; expected 'rgb' or 'bgr', the channel order of the frames")
+        require_usable(artifact.contract, alpha, color)
         self.contract: Contract = artifact.contract
         self.backend = backend
         self.fallbacks: tuple[str, ...] = ()  # why `auto` passed over better backends
@@ -211,6 +222,7 @@ def open_session(
         UsageError: arguments that contradict each other.
     """
     artifact = read_artifact(Path(path))
+    require_usable(artifact.contract, alpha, color)  # before an engine is built
     if isinstance(backend, str):
         chosen = choose_backend(Path(path), artifact, Choice(backend, provider, threads, trusted_engine), progress)
     else:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from grood_edge.artifact import read_artifact
-from grood_edge.errors import BackendError, GroodEdgeError, UsageError, VerificationError
+from grood_edge.errors import BackendError, CalibrationError, GroodEdgeError, UsageError, VerificationError
 from grood_edge.outputs import Outputs
 from grood_edge.runtime import choose, open_session
 from grood_edge.runtime.compile import compile_artifact
@@ -173,6 +173,24 @@ def test_a_foreign_engine_needs_its_digest(
         open_session(model, backend="tensorrt-rtx", trusted_engine="0" * 64)
     with open_session(model, backend="tensorrt-rtx", trusted_engine=compiled.sidecar.engine_sha256) as session:
         assert session.backend.provider == "tensorrt-rtx"
+
+
+def test_a_damaged_cache_is_made_again(model: Path, gpu: list[FakeTrt], tmp_path: Path) -> None:
+    """A process killed between the two files leaves an engine without its sidecar."""
+    open_session(model, backend="tensorrt-rtx").close()
+    (sidecar,) = (tmp_path / "cache").rglob("*.engine.json")
+    sidecar.unlink()
+    open_session(model, backend="tensorrt-rtx").close()
+    assert sidecar.exists()
+
+
+def test_what_a_session_refuses_is_refused_before_a_build(model: Path, gpu: list[FakeTrt], tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError):
+        open_session(model, backend="tensorrt-rtx", alpha=1e-6)
+    with pytest.raises(UsageError, match="color is"):
+        open_session(model, backend="tensorrt-rtx", color="grey")  # type: ignore[arg-type]
+    assert gpu == []
+    assert not list((tmp_path / "cache").rglob("*.engine"))
 
 
 def test_a_cache_that_others_can_write_is_refused(model: Path, gpu: list[FakeTrt], tmp_path: Path) -> None:

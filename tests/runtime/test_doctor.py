@@ -100,6 +100,19 @@ def test_a_jetson(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert found.gpu.power == "NV Power Mode: 15W, 0"
 
 
+def test_a_gpu_that_only_nvidia_smi_sees(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if diagnose().gpu.name:
+        pytest.skip("this machine has a GPU")
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'NVIDIA RTX A2000, 8.6, 550.54.15'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    found = diagnose()
+    assert (found.gpu.name, found.gpu.compute_capability, found.gpu.driver) == ("NVIDIA RTX A2000", "8.6", "550.54.15")
+    assert found.gpu.reason
+    assert not any(way.works for way in found.ways[:2])
+
+
 def test_a_program_that_hangs_is_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tool = tmp_path / "nvpmodel"
     tool.write_text("#!/bin/sh\nexec sleep 60\n")

@@ -99,6 +99,8 @@ def no_nan_seen(outputs: Outputs) -> Outputs:
         (second_row_wrong, "answers wrongly of one image repeated in a batch"),
         (rotated, "does not reproduce|answers wrongly in batches of 2"),
         (lambda o: dataclasses.replace(o, logits=o.logits * np.float32(1.5)), "logits by"),
+        (lambda o: dataclasses.replace(o, features=o.features * np.float32(1.5)), "features by"),
+        (lambda o: dataclasses.replace(o, p_value=o.p_value * np.float32(0.9)), "p_value or is_ood of"),
         (lambda o: dataclasses.replace(o, valid=~o.valid), "decisions flip|'valid' differs"),
     ],
 )  # fmt: skip
