@@ -270,10 +270,10 @@ def score_command(
             model, alpha=alpha, backend=backend, provider=provider, trusted_engine=trusted, progress=progress
         ) as session,
     ):
-        with writer as write:
-            summary = score_images(session, sources, write, batch_size, progress, explain)
         for reason in session.fallbacks:
             tell(f"warning: {reason}", "yellow")
+        with writer as write:
+            summary = score_images(session, sources, write, batch_size, progress, explain)
         for path, reason in summary.unreadable:
             tell(f"unreadable: {path}: {reason}", "yellow")
         if as_json:
@@ -325,9 +325,9 @@ def verify_command(
         progress_bars() as progress,
         open_session(model, backend=backend, provider=provider, trusted_engine=trusted, progress=progress) as session,
     ):
-        report = replay_probes(session.contract, session.backend.run, session.backend.provider)
         for reason in session.fallbacks:
             tell(f"warning: {reason}", "yellow")
+        report = replay_probes(session.contract, session.backend.run, session.backend.provider)
     if as_json:
         print_json(probe_document(report))
     else:

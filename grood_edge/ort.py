@@ -31,6 +31,8 @@ _LOG = logging.getLogger("grood_edge")
 class OrtModel:
     """An open onnxruntime session: named arrays in, named arrays out."""
 
+    _bound = False  # run with bound inputs and outputs: for GPU providers
+
     def __init__(self, session: "onnxruntime.InferenceSession", bound: bool = False) -> None:
         self._session = session
         self._bound = bound

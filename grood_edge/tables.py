@@ -286,6 +286,8 @@ def _precision_rows(contract: Contract) -> list[tuple[str, str]]:
             f"{trial.precision}, {trial.float_layers} layers in float32: {size:.2f} of the size, features {error}{drop}"
         )
         rows.append(("", f"{what}, {trial.flips:.2%} of decisions changed"))
+    if precision.float_layers:
+        rows.append(("", f"in float32: {_listed(precision.float_layers, 20)}"))
     return rows
 
 

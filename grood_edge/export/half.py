@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, checker, numpy_helper, shape_inference
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper, shape_inference
 
 from grood_edge.errors import ClassifierError
 from grood_edge.export.classifier import ClassifierGraph
@@ -19,6 +19,7 @@ from grood_edge.export.layers import (
     WEIGHTED,
     LayerError,
     cast_node,
+    checked,
     error_at_features,
     features_of,
     fits_half,
@@ -80,8 +81,7 @@ def half_precision(classifier: ClassifierGraph, keep_float: frozenset[str] = fro
     for value in (*model.graph.input, *model.graph.output):
         if value.name in typed.half:
             value.type.tensor_type.elem_type = TensorProto.FLOAT16
-    checker.check_model(model, full_check=True)
-    return replace(classifier, model=model, input_type=TensorProto.FLOAT16)
+    return replace(classifier, model=checked(model, "fp16"), input_type=TensorProto.FLOAT16)
 
 
 def half_layer_errors(classifier: ClassifierGraph, images: np.ndarray, kept: frozenset[str]) -> list[LayerError]:

@@ -192,7 +192,7 @@ def _check_precision(data: Any, options: ExportOptions) -> None:
     """Refuse what a lower precision cannot be judged with."""
     for name, value in (("max-auroc-drop", options.max_auroc_drop), ("max-flips", options.max_flips)):
         if not 0 <= value <= 1:
-            raise UsageError(f"--{name} {value}; expected a share from 0 to 1 (as an option: points, or percent)")
+            raise UsageError(f"--{name} is {100 * value:g} %; expected 0 to 100 % (0 to 1 in Python)")
     if options.precision == "fp32":
         if options.keep_float:
             raise UsageError("--keep-float has no use without --precision fp16, int8 or auto")

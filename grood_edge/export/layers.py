@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, shape_inference
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, checker, helper, numpy_helper, shape_inference
 
 from grood_edge.errors import ClassifierError
 from grood_edge.export.classifier import ClassifierGraph
@@ -16,6 +16,7 @@ __all__ = [
     "WEIGHTED",
     "LayerError",
     "cast_node",
+    "checked",
     "error_at_features",
     "features_of",
     "fits_half",
@@ -57,10 +58,9 @@ def prepared(model: ModelProto) -> ModelProto:
                 f"the classifier's node {node.name or node.output[0]!r} ({node.op_type}) has a subgraph, which cannot "
                 "be given a lower precision; export the classifier without control flow, or use --precision fp32"
             )
-        tensor = next((a.t for a in node.attribute if node.op_type == "Constant" and a.name == "value"), None)
-        if tensor is not None:
-            tensor.name = node.output[0]
-            result.graph.initializer.append(tensor)
+        constant = _constant(node)
+        if constant is not None:
+            result.graph.initializer.append(constant)
             continue
         if not node.name:
             node.name = f"{node.op_type}_{index}"
@@ -69,6 +69,38 @@ def prepared(model: ModelProto) -> ModelProto:
         nodes.append(node)
     replace_nodes(result, nodes)
     return result
+
+
+def _constant(node: NodeProto) -> TensorProto | None:
+    """Return what a Constant node holds, in whichever of its forms, under the name of its output."""
+    for a in node.attribute if node.op_type == "Constant" else ():
+        if a.name == "value":
+            tensor = TensorProto()
+            tensor.CopyFrom(a.t)
+            tensor.name = node.output[0]
+            return tensor
+        if a.name in ("value_float", "value_floats", "value_int", "value_ints"):
+            values = helper.get_attribute_value(a)
+            kind = np.float32 if a.name.startswith("value_float") else np.int64
+            return numpy_helper.from_array(np.array(values, kind), node.output[0])
+    return None
+
+
+def checked(model: ModelProto, precision: str) -> ModelProto:
+    """Return the rewritten model.
+
+    Raises:
+        ClassifierError: it is no valid ONNX.
+    """
+    try:
+        checker.check_model(model, full_check=True)
+    except Exception as error:  # ValidationError and InferenceError share no other base class
+        first = str(error).strip().splitlines()[0]
+        raise ClassifierError(
+            f"the classifier cannot be written in {precision}: {first}. Keep the node in float32 with --keep-float, or "
+            "use --precision fp32"
+        ) from error
+    return model
 
 
 def replace_nodes(model: ModelProto, nodes: Iterable[NodeProto]) -> None:

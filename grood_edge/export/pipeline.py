@@ -100,7 +100,7 @@ def export_model(
     refuse_own_model(model, out)
     fitting = fit_options(options)
     inputs = open_inputs(model, data, options, progress)
-    chosen = choose_precision(inputs, reopened(data, options), options, progress)
+    chosen = choose_precision(inputs, lambda: reopened(data, options), options, progress)
     inputs = replace(inputs, classifier=chosen.classifier)
     base = base_model(inputs.classifier, inputs.preprocessing)
     graph = base.SerializeToString(deterministic=True)

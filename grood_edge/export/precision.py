@@ -6,7 +6,7 @@ layers back in float32, at most three times; what still costs too much is refuse
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Literal, cast
 
@@ -23,7 +23,7 @@ from grood_edge.export.features import FeaturePass, collect_features
 from grood_edge.export.graph import base_model, network_input
 from grood_edge.export.half import half_layer_errors, half_precision
 from grood_edge.export.inputs import ExportOptions, Inputs, reading_of
-from grood_edge.export.layers import LayerError, layers_named
+from grood_edge.export.layers import WEIGHTED, LayerError, layers_named
 from grood_edge.export.ood_prototype import plain_source
 from grood_edge.export.quantize import choose_ranges, default_float_layers, layer_errors, quantized
 from grood_edge.export.rounding import rounded
@@ -61,19 +61,21 @@ class PrecisionChoice:
 
 def graph_precision(model: ModelProto) -> Name:
     """Return the precision of a classifier graph as it is: what its operators and weights say."""
-    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
+    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
         return "int8"
-    tensors = {tensor.data_type for tensor in model.graph.initializer}
-    tensors |= {value.type.tensor_type.elem_type for value in model.graph.input}
-    return "fp16" if TensorProto.FLOAT16 in tensors else "fp32"
+    half = {tensor.name for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT16}
+    products = [node for node in model.graph.node if node.op_type in WEIGHTED]
+    return "fp16" if any(half.intersection(node.input) for node in products) else "fp32"
 
 
-def choose_precision(inputs: Inputs, data: Dataset, options: ExportOptions, progress: Progress) -> PrecisionChoice:
+def choose_precision(
+    inputs: Inputs, data: Callable[[], Dataset], options: ExportOptions, progress: Progress
+) -> PrecisionChoice:
     """Return the classifier in the precision that was asked for, or that `auto` chose.
 
     Args:
         inputs: what the user handed in.
-        data: the ID images once more: they are read here and again for the statistics.
+        data: opens the ID images once more: they are read here and again for the statistics.
         options: `precision`, `keep_float`, `max_auroc_drop` and `max_flips`.
         progress: called as the work goes on.
 
@@ -83,8 +85,8 @@ def choose_precision(inputs: Inputs, data: Dataset, options: ExportOptions, prog
         UsageError: layers to keep in float32 where nothing is lowered.
     """
     own, asked = graph_precision(inputs.classifier.model), options.precision
-    if asked == "fp32" and options.keep_float:
-        raise UsageError("--keep-float has no use without --precision fp16, int8 or auto")
+    if options.keep_float and asked in ("fp32", own):
+        raise UsageError(f"--keep-float has no use: the classifier is {own} and stays so; leave it out")
     if asked in ("fp32", own):
         reason = "as asked for" if asked == own else f"the classifier came in {own}, and is used as it is"
         return PrecisionChoice(inputs.classifier, Precision(own, asked, reason, (), None, 0, 0, ()))
@@ -93,16 +95,18 @@ def choose_precision(inputs: Inputs, data: Dataset, options: ExportOptions, prog
             f"the classifier is {own} already, and --precision {asked} needs its float32 graph; export that one, or "
             "leave --precision out to use the graph as it is"
         )
-    trial = _Trial.of(inputs, data, options, progress)
+    keep = layers_named(inputs.classifier, frozenset(options.keep_float))
+    trial = _Trial.of(inputs, data(), options, progress)
     names: tuple[Lower, ...] = ("int8", "fp16") if asked == "auto" else (cast(Lower, asked),)
     attempts: list[_Attempt] = []
     for name in names:
         try:
-            found = trial.attempts(name, frozenset(options.keep_float), progress)
-        except ClassifierError:
+            found = trial.attempts(name, keep, progress)
+        except ClassifierError as error:
             if asked != "auto":
                 raise
-            continue  # a graph that cannot be rewritten so: the next one
+            trial.passed_over.append(f"{name} was passed over: {error}")
+            continue
         attempts += found
         best = _best(found, trial.limits)
         if asked != "auto":
@@ -131,6 +135,8 @@ class _Trial:
     judge: Judge
     reference: Behaviour
     limits: Limits
+    notes: tuple[str, ...]
+    passed_over: list[str] = field(default_factory=list)
 
     @staticmethod
     def of(inputs: Inputs, data: Dataset, options: ExportOptions, progress: Progress) -> "_Trial":
@@ -147,7 +153,19 @@ class _Trial:
             judge = replace(judge, scale=choose_scale(judge.read(model).fit, shuffled, plan, progress).value)
         progress("judging fp32", 0, None)
         limits = Limits(options.max_auroc_drop, options.max_flips)
-        return _Trial(inputs.classifier, inputs.preprocessing, judge, behaviour(judge, base, progress), limits)
+        reference = behaviour(judge, base, progress)
+        notes = []
+        if not len(reference.aurocs):
+            notes.append(
+                f"--max-auroc-drop was not looked at: the {len(judge.frames)} images that were compared leave fewer "
+                "than three classes with two images"
+            )
+        if options.labels == "predicted" and inputs.calibration_data is None:
+            notes.append(
+                "of unlabelled images a few may both have judged the precision and calibrate; give separate ones with "
+                "--calibration-data"
+            )
+        return _Trial(inputs.classifier, inputs.preprocessing, judge, reference, limits, tuple(notes))
 
     def attempts(self, name: Lower, keep: frozenset[str], progress: Progress) -> list[_Attempt]:
         """Rewrite the graph, judge it, and give the worst layers back while the limits are not kept."""
@@ -203,11 +221,12 @@ class _Trial:
 
     def choice(self, best: _Attempt, attempts: list[_Attempt], asked: str) -> PrecisionChoice:
         assert best.comparison is not None
-        warnings = []
+        warnings = [*self.notes, *self.passed_over]
         if not best.comparison.within(self.limits):
             warnings.append(
-                f"{best.name}: {100 * best.comparison.flips:.1f} % of {best.comparison.images} decisions differ from "
-                "float32, more than was asked for, but too few images to be sure"
+                f"{best.name} costs more than was asked for ({100 * best.comparison.flips:.1f} % of "
+                f"{best.comparison.images} decisions differ from float32), but these are too few images to be sure. "
+                f"Kept in float32: {', '.join(sorted(best.kept)[:5]) or 'nothing'}"
             )
         elif best.comparison.images < FEW_IMAGES:
             warnings.append(
@@ -228,7 +247,8 @@ class _Trial:
         reason = (
             "neither int8 nor fp16 keeps the limits" if attempts else "the graph can be written in no other precision"
         )
-        return PrecisionChoice(self.classifier, self.entry("fp32", "auto", reason, attempts))
+        entry = self.entry("fp32", "auto", reason, attempts)
+        return PrecisionChoice(self.classifier, entry, (*self.notes, *self.passed_over))
 
     def speeds(self, attempts: list[_Attempt], progress: Progress) -> tuple[tuple[Lower, float], ...]:
         """Time one image at a time, the graphs in turn."""
@@ -274,14 +294,14 @@ def _half(trial: _Trial, keep: frozenset[str]) -> _Way:
     return _Way(
         lambda kept: half_precision(trial.classifier, kept),
         lambda kept: half_layer_errors(trial.classifier, images, kept),
-        layers_named(trial.classifier, keep),
+        keep,
     )
 
 
 def _int8(trial: _Trial, keep: frozenset[str], progress: Progress) -> _Way:
     progress("measuring ranges of activations", 0, None)
     images = trial.network_images(RANGE_IMAGES)
-    kept = layers_named(trial.classifier, keep) | default_float_layers(trial.classifier)
+    kept = keep | default_float_layers(trial.classifier)
     ranges, _ = choose_ranges(trial.classifier, images, kept)
     return _Way(
         lambda chosen: quantized(trial.classifier, ranges, chosen),
@@ -309,7 +329,7 @@ def _best(attempts: list[_Attempt], limits: Limits) -> _Attempt:
     good = [attempt for attempt, comparison in judged if comparison.within(limits)]
     if good:
         return good[0]
-    return min(judged, key=lambda pair: pair[1].flips)[0] if judged else attempts[-1]
+    return min(judged, key=lambda pair: (pair[1].clearly_beyond(limits), pair[1].flips))[0] if judged else attempts[-1]
 
 
 def _worst(errors: list[LayerError]) -> frozenset[str]:

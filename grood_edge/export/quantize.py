@@ -7,7 +7,7 @@ first convolution, the layer that makes the logits and all that follows the feat
 from dataclasses import dataclass, replace
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from grood_edge.errors import ClassifierError
 from grood_edge.export.classifier import ClassifierGraph
@@ -15,6 +15,7 @@ from grood_edge.export.folding import fold_batch_norms
 from grood_edge.export.layers import (
     LayerError,
     cast_node,
+    checked,
     error_at_features,
     features_of,
     is_stored_half,
@@ -58,8 +59,7 @@ def quantized(classifier: ClassifierGraph, ranges: Ranges, keep_float: frozenset
     model.graph.ClearField("initializer")
     model.graph.initializer.extend(kept)
     model.graph.ClearField("value_info")
-    checker.check_model(model, full_check=True)
-    return replace(classifier, model=model)
+    return replace(classifier, model=checked(model, "int8"))
 
 
 def default_float_layers(classifier: ClassifierGraph) -> frozenset[str]:

@@ -107,7 +107,9 @@ def _receive(pipe: IO[bytes], progress: Progress) -> Built | None:
             progress(*answer["progress"])
         elif "error" in answer:
             kind = getattr(errors, answer["kind"], None)
-            raise BackendError(answer["error"]) if kind is None else kind(answer["error"])
+            if kind is None or kind is errors.MissingExtraError:  # which makes its own sentence
+                raise BackendError(answer["error"])
+            raise kind(answer["error"])
         elif "interrupted" in answer:
             raise KeyboardInterrupt
         else:

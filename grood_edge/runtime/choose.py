@@ -1,5 +1,6 @@
 """Which backend runs an artifact: the one that was asked for, or with `auto` the first that answers rightly."""
 
+import glob
 import json
 import logging
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from grood_edge.publishing import publish
 from grood_edge.runtime.backend import Backend
 from grood_edge.runtime.compile import CompileOptions, choose_api, compile_artifact, engine_path, present_device
 from grood_edge.runtime.cuda import open_device
-from grood_edge.runtime.engine import OpenedEngine, open_engine
+from grood_edge.runtime.engine import OpenedEngine, open_engine, runs_on
 from grood_edge.runtime.engine_spec import Device
 from grood_edge.runtime.onnxrt import OnnxRuntimeBackend
 from grood_edge.runtime.parity import require_parity
@@ -92,7 +93,13 @@ def choose_backend(path: Path, artifact: Artifact, choice: Choice, progress: Pro
 
 def _cuda(artifact: Artifact, threads: int | None) -> Backend:
     backend, reference = OnnxRuntimeBackend(artifact, "cuda", threads), OnnxRuntimeBackend(artifact)
-    require_parity(backend, artifact.contract, reference, BATCH)
+    try:
+        require_parity(backend, artifact.contract, reference, BATCH)
+    except BaseException:
+        backend.close()
+        raise
+    finally:
+        reference.close()
     return backend
 
 
@@ -101,6 +108,15 @@ def _tensorrt(family: Family, path: Path, artifact: Artifact, trusted: str | Non
     gpu = open_device()  # first: without one nothing else is worth trying
     device = present_device()
     api = choose_api(family, device)
+    if (
+        family == "tensorrt-rtx"
+        and device.compute_capability is not None
+        and not runs_on((), device.compute_capability)
+    ):
+        raise BackendError(
+            f"TensorRT-RTX builds no engine for {device.name} (compute capability "
+            f"{'.'.join(map(str, device.compute_capability))}); use --backend tensorrt or onnxruntime"
+        )
     found = _opened(path, artifact, (api, device), trusted, progress)
     backend = TrtBackend(api, found.plan, artifact.contract, gpu, process_logger(api), not found.knots_match)
     try:
@@ -117,9 +133,16 @@ def _opened(
     api, device = where
     if trusted is not None:
         return _trusted(path, artifact, where, trusted)
-    beside = engine_path(path, artifact, api, device, CompileOptions())
-    if beside.exists():
-        return open_engine(beside, artifact, api, device, model=path)
+    beside = _beside(path, api)
+    usual = engine_path(path, artifact, api, device, CompileOptions())
+    refused: BackendError | None = None
+    for candidate in sorted(beside, key=lambda engine: engine != usual):  # one compiled by hand may have other batches
+        try:
+            return open_engine(candidate, artifact, api, device, model=path)
+        except BackendError as error:
+            refused = refused or error
+    if refused is not None:
+        raise refused
     options = CompileOptions(out=cache_folder("engines"))
     cached = engine_path(path, artifact, api, device, options)
     if cached.exists():
@@ -131,18 +154,22 @@ def _opened(
     return open_engine(cached, artifact, api, device, model=path)
 
 
+def _beside(path: Path, api: TrtApi) -> list[Path]:
+    return sorted(path.parent.glob(f"{glob.escape(path.stem)}.{api.family}-*.engine"))
+
+
 def _trusted(path: Path, artifact: Artifact, where: tuple[TrtApi, Device], trusted: str) -> OpenedEngine:
     """Look for the named engine beside the artifact."""
     api, device = where
-    candidates = sorted(path.parent.glob(f"{path.stem}.{api.family}-*.engine"))
     errors = []
-    for candidate in candidates:
+    for candidate in _beside(path, api):
         try:
             return open_engine(candidate, artifact, api, device, trusted, path)
         except BackendError as error:
             errors.append(str(error))
+    of_that_engine = [error for error in errors if "--i-trust-this-engine names" not in error]
     raise BackendError(
-        errors[0]
+        (of_that_engine or errors)[0]
         if errors
         else f"--i-trust-this-engine {trusted[:12]}: there is no {path.stem}.{api.family}-*.engine beside {path}; copy "
         "the engine and its .json there"

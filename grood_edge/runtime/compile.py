@@ -1,6 +1,5 @@
 """From an artifact to an engine file: which TensorRT, check, build, read back, publish."""
 
-import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from grood_edge.runtime.layer_types import inspected_types
 from grood_edge.runtime.sidecar import Sidecar, publish_engine, sidecar_of, sidecar_path
 from grood_edge.runtime.trt_api import FAMILIES, Family, TrtApi, load_api
 from grood_edge.runtime.user_key import user_key
+from grood_edge.user_folders import cache_folder
 
 __all__ = ["CompileOptions", "Compiled", "choose_api", "compile_artifact", "engine_path", "present_device"]
 
@@ -127,9 +127,8 @@ def _timing_cache(api: TrtApi, device: Device) -> Path | None:
     """Return the user's file of what TensorRT timed on this GPU; None where it keeps none."""
     if not api.capabilities.timing_cache or device.compute_capability is None:
         return None
-    named = os.environ.get("XDG_CACHE_HOME", "")
     try:
-        folder = Path(named) if os.path.isabs(named) else Path.home() / ".cache"
-    except RuntimeError:  # no home: only time is lost
+        folder = cache_folder("timing")
+    except BackendError:  # no folder of this user's own: only time is lost
         return None
-    return folder / "grood-edge" / f"timing-{api.version}-{sm_name(device.compute_capability).lower()}.cache"
+    return folder / f"{api.version}-{sm_name(device.compute_capability).lower()}.cache"

@@ -17,11 +17,13 @@ from pathlib import Path
 
 from grood_edge import __version__
 from grood_edge.errors import GroodEdgeError
-from grood_edge.ort import PROVIDERS
+from grood_edge.ort import PROVIDERS, open_ort
 from grood_edge.runtime.build import require_usable
 from grood_edge.runtime.choose import AUTO_ORDER
 from grood_edge.runtime.cuda import device_info, load_cudart
+from grood_edge.runtime.engine import runs_on
 from grood_edge.runtime.gpu import DeviceInfo
+from grood_edge.runtime.selftest import MODEL
 from grood_edge.runtime.trt_api import Family, load_api
 
 __all__ = ["Diagnosis", "Gpu", "Way", "diagnose"]
@@ -175,6 +177,11 @@ def _tensorrt(family: Family, gpu: Gpu) -> Way:
     if not gpu.name:
         builds = "; it builds engines for other machines" if family == "tensorrt-rtx" else ""
         return Way(family, False, f"{api.version} is installed, but {gpu.reason}{builds}", "an NVIDIA GPU", can)
+    numbers = tuple(int(part) for part in gpu.compute_capability.split(".") if part.isdigit())
+    if family == "tensorrt-rtx" and len(numbers) == 2 and not runs_on((), (numbers[0], numbers[1])):
+        return Way(
+            family, False, f"{api.version} builds no engine for compute capability {gpu.compute_capability}", "", can
+        )
     if gpu.reason:  # the driver's tools see it, and CUDA's Python bindings do not
         return Way(
             family, False, f"{api.version} is installed, but {gpu.reason}", "pip install 'grood-edge[cuda]'", can
@@ -197,6 +204,10 @@ def _onnxruntime(provider: str, gpu: Gpu) -> Way:
         return Way(name, False, f"onnxruntime {onnxruntime.__version__} has no {PROVIDERS[provider]}", advice, can)
     if provider == "cuda" and not gpu.name:
         return Way(name, False, f"onnxruntime {onnxruntime.__version__} has it, but {gpu.reason}", "an NVIDIA GPU", can)
+    try:
+        open_ort(MODEL.read_bytes(), provider)  # a listed provider may lack its libraries
+    except GroodEdgeError as error:
+        return Way(name, False, str(error), "the CUDA and cuDNN that this onnxruntime was built for", can)
     return Way(name, True, onnxruntime.__version__, "", can)
 
 

@@ -97,7 +97,11 @@ def parse_batch(text: str) -> tuple[int, int, int]:
         UsageError: other than three whole numbers.
     """
     parts = text.split(",")
-    if len(parts) != 3 or not all(part.strip().isascii() and part.strip().isdigit() for part in parts):
+    if (
+        len(text) > 40
+        or len(parts) != 3
+        or not all(part.strip().isascii() and part.strip().isdigit() for part in parts)
+    ):
         raise UsageError(f"--batch {text[:40]!r}; expected three numbers: smallest, most usual, largest, such as 1,1,8")
     least, usual, most = (int(part) for part in parts)
     return least, usual, most

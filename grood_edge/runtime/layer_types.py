@@ -219,20 +219,30 @@ def _tensor_types(layers: tuple[Layer, ...]) -> Mapping[str, str]:
 def inspected_types(api: TrtApi, plan: bytes, contract: Contract) -> dict[str, int] | None:
     """Deserialise a plan of our own and count the types that its inspector names. Needs a GPU.
 
-    Returns None where the engine cannot be opened or its inspector names no types.
+    Returns None where its inspector names no types.
 
     Raises:
-        BackendError: the inspector names types, and the contract's precision is not among them.
+        BackendError: the engine cannot be opened, or the inspector names types, and the contract's precision is not
+            among them.
     """
     if not api.capabilities.inspector:
         return None
     runtime = api.module.Runtime(process_logger(api))
     engine = runtime.deserialize_cuda_engine(plan)
-    inspector = None if engine is None else engine.create_engine_inspector()
+    if engine is None:
+        raise BackendError(
+            f"{api.family} {api.version} cannot open the engine that it has just built, so nothing was written; run "
+            "grood-edge selftest, or use --backend onnxruntime"
+        )
+    inspector = engine.create_engine_inspector()
     if inspector is None:
         return None
     text = inspector.get_engine_information(api.module.LayerInformationFormat.JSON)
-    counts = Counter(word for value in _type_texts(json.loads(text or "{}")) for word in _INSPECTED_ANY.findall(value))
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:  # an inspector without words; the network's own types were compared before
+        return None
+    counts = Counter(word for value in _type_texts(found) for word in _INSPECTED_ANY.findall(value))
     asked = precision_of(contract).name
     if counts and asked in _INSPECTED and not any(_INSPECTED[asked].fullmatch(word) for word in counts):
         raise BackendError(

@@ -92,8 +92,15 @@ def load_api(family: Family) -> TrtApi:
             f"{family} cannot be imported ({error}). On a Jetson it comes with JetPack (apt install "
             "python3-libnvinfer; a virtual environment needs --system-site-packages); see docs/tensorrt.md"
         ) from error
-    version = str(getattr(module, "__version__", "0"))
-    if family == "tensorrt" and int(version.split(".", maxsplit=1)[0]) < 10:
+    except Exception as error:  # bindings and libraries of different versions fail in many ways
+        raise BackendError(
+            f"{family} fails when it is imported ({type(error).__name__}: {error}); install it again"
+        ) from error
+    version = str(getattr(module, "__version__", ""))
+    major = version.split(".", maxsplit=1)[0]
+    if not major.isdigit():
+        raise BackendError(f"the module {_MODULES[family]} is not TensorRT: its version is {version[:20]!r}; remove it")
+    if family == "tensorrt" and int(major) < 10:
         raise BackendError(
             f"TensorRT {version} is installed; expected 10 or newer (strongly typed networks). "
             "Use --backend onnxruntime"

@@ -186,3 +186,28 @@ def test_control_flow_is_refused() -> None:
     classifier = graph_from_onnx(model, "onnx", ClassifierOptions(features="f"))
     with pytest.raises(ClassifierError, match="has a subgraph"):
         half_precision(classifier)
+
+
+def test_constants_in_every_form() -> None:
+    """`value_float` and its like are constants, too."""
+    nodes = [
+        helper.make_node("Constant", [], ["two"], value_float=2.0),
+        helper.make_node("Constant", [], ["axes"], value_ints=[2, 3]),
+        helper.make_node("Conv", ["x", "k"], ["c"]),
+        helper.make_node("Mul", ["c", "two"], ["m"]),
+        helper.make_node("ReduceMean", ["m", "axes"], ["f"], keepdims=0),
+        helper.make_node("Gemm", ["f", "w"], ["logits"]),
+    ]
+    rng = np.random.default_rng(0)
+    arrays = {"k": rng.standard_normal((6, 3, 3, 3)), "w": rng.standard_normal((6, 2))}
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", FLOAT, ["N", 3, 8, 8])],
+        [helper.make_tensor_value_info("logits", FLOAT, ["N", 2])],
+        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in arrays.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    half = half_precision(graph_from_onnx(model, "onnx", ClassifierOptions()))
+    require_strongly_typed(half.model)
+    assert "Constant" not in {node.op_type for node in half.model.graph.node}

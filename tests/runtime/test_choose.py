@@ -17,8 +17,10 @@ from grood_edge.artifact import read_artifact
 from grood_edge.errors import BackendError, CalibrationError, GroodEdgeError, UsageError, VerificationError
 from grood_edge.outputs import Outputs
 from grood_edge.runtime import choose, open_session
-from grood_edge.runtime.compile import compile_artifact
+from grood_edge.runtime import compile as compile_module
+from grood_edge.runtime.compile import CompileOptions, compile_artifact
 from grood_edge.runtime.cuda import open_device
+from grood_edge.runtime.engine_spec import BuildSpec, Device
 from grood_edge.runtime.onnxrt import OnnxRuntimeBackend
 from grood_edge.runtime.trt import TrtBackend
 from grood_edge.runtime.trt_api import TrtApi
@@ -55,6 +57,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, model: Path, rtx: TrtApi, user_home: Pa
     monkeypatch.setattr(choose, "open_device", object)
     monkeypatch.setattr(choose, "present_device", lambda: RTX_3060)
     monkeypatch.setattr(choose, "TrtBackend", backend)
+    monkeypatch.setattr(compile_module, "inspected_types", lambda *_: None)  # opening an engine needs the GPU
     return made
 
 
@@ -203,3 +206,21 @@ def test_a_backend_of_ones_own(model: Path) -> None:
     backend = OnnxRuntimeBackend(read_artifact(model))
     with open_session(model, backend=backend) as session:
         assert session.backend is backend
+
+
+def test_an_engine_of_other_batches_beside_the_model_is_found(
+    model: Path, gpu: list[FakeTrt], rtx: TrtApi, user_home: Path, tmp_path: Path
+) -> None:
+    compile_artifact(model, rtx, RTX_3060, CompileOptions(BuildSpec((1, 2, 4), ("SM86",))))
+    open_session(model, backend="tensorrt-rtx").close()
+    assert len(gpu) == 1
+    assert not list((tmp_path / "cache").rglob("*.engine"))
+
+
+def test_a_gpu_that_rtx_builds_nothing_for(
+    model: Path, gpu: list[FakeTrt], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(choose, "present_device", lambda: Device("NVIDIA H100", (9, 0), "12.4"))
+    with pytest.raises(BackendError, match=r"builds no engine for NVIDIA H100 \(compute capability 9.0\)"):
+        open_session(model, backend="tensorrt-rtx")
+    assert not list((tmp_path / "cache").rglob("*.engine"))

@@ -46,8 +46,8 @@ def test_torch_and_onnx_are_not_imported() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    info = DeviceInfo(0, "Orin", (8, 7), (12, 6), integrated=True, memory=8 << 30)
+def with_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] = (8, 7)) -> None:
+    info = DeviceInfo(0, "Orin", capability, (12, 6), integrated=True, memory=8 << 30)
     monkeypatch.setattr(doctor, "load_cudart", lambda: None)
     monkeypatch.setattr(doctor, "device_info", lambda _: info)
 
@@ -65,6 +65,8 @@ def test_a_gpu_without_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_gpu_with_tensorrt_rtx(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorrt_rtx")
     with_gpu(monkeypatch)
+    assert "no engine for compute capability 8.7" in diagnose().ways[1].reason
+    with_gpu(monkeypatch, (8, 6))
     found = diagnose()
     assert found.auto == "tensorrt-rtx"
     assert "strongly_typed" in found.ways[1].capabilities
