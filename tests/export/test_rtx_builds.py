@@ -34,13 +34,16 @@ def artifact(
     train_batches: Batches,
     calibration_batches: Batches,
 ) -> Built:
-    """An artifact with all that is chosen by itself: several OOD prototypes where they help, an int8 bank."""
+    """An artifact with three OOD prototypes and an int8 bank."""
     name, precision = request.param
     options = ExportOptions(
         preprocessing=DIGIT_PREPROCESSING,
         classes=tuple("0123456"),
         calibration_data=calibration_batches,
         precision=precision,
+        ood_prototype="mean,mixup,origin",  # three, as the default has where they help
+        bank=64,
+        scale=1.0,
         max_flips=1.0,  # random backbones are no measure of what a precision costs
         max_auroc_drop=1.0,
     )
@@ -87,5 +90,7 @@ def test_becomes_an_engine(artifact: Built) -> None:
 
 
 def test_two_builds_are_the_same_bytes(artifact: Built) -> None:
+    if not artifact.path.stem.startswith("resnet"):
+        pytest.skip("of one network is enough")
     first, second = (digest_at_fixed_addresses(artifact.path, ("SM89",)) for _ in range(2))
     assert first == second
