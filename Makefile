@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 	$(BIN)/grood-edge demo --out grood-demo --force
 
 test: check $(MINIMAL)/.installed
-	GROOD_EDGE_MINIMAL_PYTHON=$(CURDIR)/$(MINIMAL)/bin/python $(BIN)/python -m pytest -n 2 --dist loadfile
+	GROOD_EDGE_MINIMAL_PYTHON=$(CURDIR)/$(MINIMAL)/bin/python $(BIN)/python -m pytest -n 2
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check grood_edge tests benchmarks
