@@ -45,8 +45,8 @@ class Choice:
     def __post_init__(self) -> None:
         if self.backend not in get_args(BackendName):
             raise UsageError(
-                f"backend {self.backend!r} is unknown; expected one of {', '.join(get_args(BackendName))} (a provider of "
-                "onnxruntime, such as cpu, goes with provider or --provider)"
+                f"backend {self.backend!r} is unknown; expected one of {', '.join(get_args(BackendName))} (cpu, cuda "
+                "and tensorrt-ep are providers: backend onnxruntime, --provider)"
             )
         if self.backend != "onnxruntime" and self.provider is not None:
             raise UsageError(
