@@ -25,6 +25,13 @@ PROVIDERS = {
     "cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt-ep": "TensorrtExecutionProvider",
 }  # fmt: skip
 PROFILE = (1, 1, 8)  # smallest, most usual and largest batch that TensorRT's provider builds for
+_OTHERWISE = "; grood-edge doctor shows what is there. Or use --provider cpu"
+_ADVICE = {
+    "cuda": ". Where its libraries are missing, install the CUDA and cuDNN that this onnxruntime was built for "
+    "(pip install 'onnxruntime-gpu[cuda,cudnn]')" + _OTHERWISE,
+    "tensorrt-ep": ". Where its libraries are missing, install CUDA, cuDNN and the TensorRT that this onnxruntime was "
+    "built for" + _OTHERWISE,
+}
 _LOG = logging.getLogger("grood_edge")
 
 
@@ -94,16 +101,18 @@ def open_ort(model: bytes, provider: str = "cpu", threads: int | None = None) ->
         )
     options = _session_options(provider, threads)
     try:
-        session = onnxruntime.InferenceSession(model, options, providers=_providers(provider, model))
+        # Its Python part would print to stdout, and open or run the model again on the CPU.
+        session = onnxruntime.InferenceSession(model, options, providers=_providers(provider, model), enable_fallback=0)
+        session.disable_fallback()  # older releases do not know the argument, and a run has a fallback of its own
     except BackendError:
         raise
     except Exception as error:  # the only base class that onnxruntime's exceptions share
-        raise BackendError(f"onnxruntime cannot open the model on {provider}: {_first_line(error)}") from error
+        reason = _first_line(error).rstrip(".") + _ADVICE.get(provider, "")
+        raise BackendError(f"onnxruntime cannot open the model on {provider}: {reason}") from error
     if session.get_providers()[0] != name:
         raise BackendError(
             f"provider {provider!r} was asked for, but onnxruntime fell back to {session.get_providers()[0]}: "
-            "its libraries could not be loaded. Check the CUDA and cuDNN installation (for tensorrt-ep "
-            "TensorRT's, too; grood-edge doctor shows what is there), or use --provider cpu"
+            f"its libraries could not be loaded{_ADVICE.get(provider, '')}"
         )
     return OrtModel(session, bound=provider != "cpu")
 

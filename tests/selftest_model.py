@@ -28,7 +28,8 @@ class Small(nn.Sequential):
         )  # fmt: skip
 
 
-def main() -> None:
+def make(path: Path) -> None:
+    """Export it to `path`."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         images = write_images(Path(name) / "images")
@@ -42,9 +43,9 @@ def main() -> None:
         options = ExportOptions(
             preprocessing=DIGIT_PREPROCESSING, calibration_data=images.calibration, bank=64, force=True
         )
-        report = export_model(network, images.train, MODEL, options)
+        report = export_model(network, images.train, path, options)
     print(report.path, report.path.stat().st_size, report.contract.fit.accuracy)
 
 
 if __name__ == "__main__":
-    main()
+    make(MODEL)

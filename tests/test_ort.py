@@ -127,10 +127,47 @@ def test_a_provider_that_did_not_load_is_an_error(monkeypatch: pytest.MonkeyPatc
     plain = onnxruntime.InferenceSession
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(
-        onnxruntime, "InferenceSession", lambda m, o, providers: plain(m, providers=["CPUExecutionProvider"])
+        onnxruntime, "InferenceSession", lambda m, o, providers, **_: plain(m, providers=["CPUExecutionProvider"])
     )
     with pytest.raises(BackendError, match="'cuda' was asked for, but onnxruntime fell back to CPUExecutionProvider"):
         open_ort(model(), "cuda")
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt-ep"])
+def test_a_provider_that_cannot_start_is_not_replaced_and_prints_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], provider: str
+) -> None:
+    """As the GPU package does without CUDA: its Python part would print to stdout and try again on the CPU."""
+    tried: list[object] = []
+
+    class WithoutLibraries(onnxruntime.InferenceSession):  # type: ignore[misc]
+        def _create_inference_session(self, providers: object, *arguments: object) -> None:
+            tried.append(providers)
+            raise RuntimeError("Please install the libraries.")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(PROVIDERS.values()))
+    data = model()
+    tensorrt_options(data)  # looks into the model with a session of its own
+    monkeypatch.setattr("grood_edge.ort._profile", lambda _: {})
+    monkeypatch.setattr(onnxruntime, "InferenceSession", WithoutLibraries)
+    with pytest.raises(BackendError, match=r"Please install the libraries\. Where its libraries .*install.*doctor"):
+        open_ort(data, provider)
+    assert len(tried) == 1
+    assert capsys.readouterr().out == ""
+
+
+def test_a_run_is_not_repeated_on_another_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    class Watched(onnxruntime.InferenceSession):  # type: ignore[misc]
+        def disable_fallback(self) -> None:
+            calls.append("disabled")
+            super().disable_fallback()
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Watched)
+    open_ort(model())
+    assert calls == ["disabled"]
 
 
 def test_bound_inputs_and_outputs_give_the_same_for_changing_batches(artifact_path: Path) -> None:

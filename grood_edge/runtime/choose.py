@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from grood_edge import __version__
 from grood_edge.artifact import Artifact
@@ -43,6 +43,11 @@ class Choice:
     trusted: str | None = None
 
     def __post_init__(self) -> None:
+        if self.backend not in get_args(BackendName):
+            raise UsageError(
+                f"backend {self.backend!r} is unknown; expected one of {', '.join(get_args(BackendName))} (cpu, cuda "
+                "and tensorrt-ep are providers: backend onnxruntime, --provider)"
+            )
         if self.backend != "onnxruntime" and self.provider is not None:
             raise UsageError(
                 f"--provider {self.provider} is a word of onnxruntime, and --backend {self.backend} was asked for; "

@@ -124,8 +124,18 @@ def _packages() -> dict[str, str]:
     found = {}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
+            found[name] = _version(name)
     return found
+
+
+def _version(name: str) -> str:
+    try:
+        version: str | None = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        raise
+    except Exception as error:  # a half-removed package has metadata that breaks in many ways
+        return f"unreadable ({type(error).__name__})"
+    return version or "unreadable"
 
 
 def _warnings(packages: dict[str, str]) -> tuple[str, ...]:
@@ -144,13 +154,16 @@ def _warnings(packages: dict[str, str]) -> tuple[str, ...]:
 def _gpu() -> Gpu:
     try:
         info: DeviceInfo = device_info(load_cudart())
-    except GroodEdgeError as error:
-        known = _output(["nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"])
+    except Exception as error:  # bindings and driver of different versions fail in many ways
+        reason = str(error) if isinstance(error, GroodEdgeError) else f"{type(error).__name__}: {_line(error)}"
+        fields = "name,compute_cap,driver_version,memory.total"
+        known = _output(["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"])
         if known:
-            name, capability, driver = ([part.strip() for part in known[0].split(",")] + ["", ""])[:3]
-            return Gpu(name=name, compute_capability=capability, driver=driver, power=_power(), reason=str(error))
+            name, capability, driver, mebibytes = ([part.strip() for part in known[0].split(",")] + [""] * 3)[:4]
+            memory = int(mebibytes) << 20 if mebibytes.isdecimal() else 0  # [N/A] where CPU and GPU share it
+            return Gpu(name, capability, driver, memory, power=_power(), reason=reason)
         driver = _read(_DRIVER)
-        reason = str(error) if not driver else f"{error}. There is a driver, though: {driver}"
+        reason = f"{reason}. There is a driver, though: {driver}" if driver else reason
         return Gpu(reason=reason, power=_power())
     return Gpu(
         name=info.name,
@@ -202,12 +215,11 @@ def _onnxruntime(provider: str, gpu: Gpu) -> Way:
         advice = "pip uninstall onnxruntime; pip install 'grood-edge[gpu]'"
         advice = advice if gpu.name else f"an NVIDIA GPU with its driver, then: {advice}"
         return Way(name, False, f"onnxruntime {onnxruntime.__version__} has no {PROVIDERS[provider]}", advice, can)
-    if provider == "cuda" and not gpu.name:
-        return Way(name, False, f"onnxruntime {onnxruntime.__version__} has it, but {gpu.reason}", "an NVIDIA GPU", can)
-    try:
+    try:  # as `auto` does, whatever is known of the GPU: onnxruntime needs neither cuda-bindings nor nvidia-smi
         open_ort(MODEL.read_bytes(), provider)  # a listed provider may lack its libraries
     except GroodEdgeError as error:
-        return Way(name, False, str(error), "the CUDA and cuDNN that this onnxruntime was built for", can)
+        advice = "the CUDA and cuDNN that this onnxruntime was built for"
+        return Way(name, False, str(error), advice if gpu.name else f"an NVIDIA GPU with its driver, and {advice}", can)
     return Way(name, True, onnxruntime.__version__, "", can)
 
 
@@ -238,11 +250,12 @@ def _output(command: list[str]) -> list[str]:
         return []
     try:
         done = subprocess.run(  # noqa: S603 - fixed words
-            [program, *command[1:]], capture_output=True, text=True, timeout=_SECONDS, check=False
+            [program, *command[1:]], capture_output=True, timeout=_SECONDS, check=False
         )
     except (OSError, subprocess.SubprocessError):
         return []
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []
+    text = done.stdout.decode(errors="replace") if done.returncode == 0 else ""
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _clocks() -> str:

@@ -98,6 +98,7 @@ class _Judge:
 
     def _compare(self, found: Outputs, expected: Outputs, what: str, tolerance: float) -> None:
         provider, valid = self._backend.provider, expected.valid
+        self._require_form(found, expected, what)
         self.rows += len(found)
         if (found.valid != valid).any() or (~found.valid & ~found.is_ood).any():
             rows = int((found.valid != valid).sum())
@@ -114,13 +115,10 @@ class _Judge:
             logit_errors = np.where(valid, np.abs(found.logits - expected.logits).max(axis=1) / (spread + 1e-30), 0.0)
             feature_errors = np.linalg.norm(found.features.astype(np.float64) - expected.features, axis=1)
             feature_errors = np.where(valid, feature_errors / (np.linalg.norm(expected.features, axis=1) + 1e-30), 0.0)
+        relative = float(np.maximum(logit_errors.max(), feature_errors.max()))  # NaN where either is, unlike max()
         flips = self._flips(found, expected)
         self._require_consistent(found, what)
-        if (
-            not worst <= tolerance
-            or not max(logit_errors.max(), feature_errors.max()) <= max(LOGIT_SHARE, tolerance)
-            or flips
-        ):
+        if not worst <= tolerance or not relative <= max(LOGIT_SHARE, tolerance) or flips:
             raise VerificationError(
                 f"{provider} answers wrongly {what}: ood_score is off by up to {worst:.1e} (at most {tolerance:.1e} is "
                 f"accepted), logits by {float(logit_errors.max()):.1%} of the largest, features by "
@@ -128,10 +126,26 @@ class _Judge:
                 f"{len(found)} differ"
             )
 
+    def _require_form(self, found: Outputs, expected: Outputs, what: str) -> None:
+        """Rows, columns and class indices, before anything is computed with them."""
+        shapes = [getattr(outputs, name).shape for outputs in (found, expected) for name in ("logits", "features")]
+        if shapes[:2] != shapes[2:]:
+            raise VerificationError(
+                f"{self._backend.provider} answers wrongly {what}: logits and features are {shapes[0]} and "
+                f"{shapes[1]}; expected {shapes[2]} and {shapes[3]}"
+            )
+        classes = expected.logits.shape[1]
+        strange = (found.class_id < 0) | (found.class_id >= classes)
+        if strange.any():
+            raise VerificationError(
+                f"{self._backend.provider} answers wrongly {what}: class_id is {int(found.class_id[strange][0])}; "
+                f"expected 0 to {classes - 1}"
+            )
+
     def _require_consistent(self, found: Outputs, what: str) -> None:
         """The decision and p_value must be those of the score: they are counts of calibration scores."""
         expected = decided_by(self._rule, found)
-        wrong = (found.is_ood != expected.is_ood) | (np.abs(found.p_value - expected.p_value) > 1e-6)
+        wrong = (found.is_ood != expected.is_ood) | ~(np.abs(found.p_value - expected.p_value) <= 1e-6)  # NaN, too
         if wrong.any():
             raise VerificationError(
                 f"{self._backend.provider} answers wrongly {what}: p_value or is_ood of {int(wrong.sum())} rows of "

@@ -69,6 +69,8 @@ def selftest(
             result = SelfTest(name, "not here", str(error))
         except GroodEdgeError as error:
             result = SelfTest(name, _status_of(name), str(error))
+        except Exception as error:  # one backend that breaks must not take the report of the others with it
+            result = SelfTest(name, "FAILED", f"{type(error).__name__}: {error}")
         if result.milliseconds:
             result = replace(result, ratio=round(result.milliseconds[0] / baseline[0], 3))
         found.append(result)

@@ -225,6 +225,8 @@ def open_session(
     require_usable(artifact.contract, alpha, color)  # before an engine is built
     if isinstance(backend, str):
         chosen = choose_backend(Path(path), artifact, Choice(backend, provider, threads, trusted_engine), progress)
+    elif trusted_engine is not None:
+        raise UsageError("trusted_engine has no use with a backend of your own: no engine is loaded; leave it out")
     else:
         chosen = Chosen(backend)
     digest = artifact.graph_digest  # the bytes are let go: on a small device they are as large as the network

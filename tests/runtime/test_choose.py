@@ -27,6 +27,7 @@ from grood_edge.runtime.trt_api import TrtApi
 from tests.runtime.engines import RTX_3060
 from tests.runtime.fake_cuda import FakeCudart
 from tests.runtime.fake_trt import FakeTrt
+from tests.without_hook import without_hook
 
 
 @pytest.fixture
@@ -94,6 +95,30 @@ def test_a_named_backend_never_falls_back(model: Path, backend: Any) -> None:
 def test_contradictions(model: Path, arguments: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"leave one of the two out|no engine is loaded"):
         open_session(model, **arguments)
+
+
+@pytest.mark.parametrize("name", ["cpu", "tensort", ""])
+def test_an_unknown_backend_is_not_taken_for_tensorrt(model: Path, name: Any) -> None:
+    message = rf"backend '{name}' is unknown; expected one of auto, tensorrt, tensorrt-rtx"
+    with without_hook(), pytest.raises(UsageError, match=message):
+        open_session(model, backend=name)
+
+
+def test_auto_passes_over_an_engine_that_answers_garbage(
+    model: Path, gpu: list[FakeTrt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = TrtBackend.run
+
+    def garbage(self: TrtBackend, frames: np.ndarray) -> Outputs:
+        outputs = run(self, frames)
+        if len(frames) == 3:
+            outputs.class_id[:] = 1 << 30
+        return outputs
+
+    monkeypatch.setattr(TrtBackend, "run", garbage)
+    with open_session(model, backend="auto") as session:
+        assert session.backend.provider == "cpu"
+        assert any("class_id is 1073741824" in reason for reason in session.fallbacks)
 
 
 def test_auto_builds_verifies_and_caches(model: Path, gpu: list[FakeTrt], tmp_path: Path) -> None:
@@ -206,6 +231,8 @@ def test_a_backend_of_ones_own(model: Path) -> None:
     backend = OnnxRuntimeBackend(read_artifact(model))
     with open_session(model, backend=backend) as session:
         assert session.backend is backend
+    with pytest.raises(UsageError, match="no engine is loaded; leave it out"):
+        open_session(model, backend=backend, trusted_engine="a" * 64)
 
 
 def test_an_engine_of_other_batches_beside_the_model_is_found(

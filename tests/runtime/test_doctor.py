@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnxruntime
 import pytest
 
 from grood_edge.errors import BackendError
+from grood_edge.ort import PROVIDERS
 from grood_edge.runtime import doctor
 from grood_edge.runtime.choose import AUTO_ORDER
 from grood_edge.runtime.doctor import Gpu, diagnose
@@ -80,6 +82,28 @@ def test_a_probe_that_breaks_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.ways[-1].works
 
 
+@pytest.mark.parametrize("error", [RuntimeError("no libcudart"), OSError("no libcudart")])
+def test_cuda_bindings_that_break_are_a_line(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def broken() -> None:
+        raise error
+
+    monkeypatch.setattr(doctor, "load_cudart", broken)
+    found = diagnose()
+    assert "no libcudart" in found.gpu.reason
+    assert found.ways[-1].works
+
+
+@pytest.mark.parametrize("metadata", ["", "Metadata-Version: 2.1\nName: torch\n"])
+def test_a_package_that_was_half_removed_is_a_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, metadata: str
+) -> None:
+    folder = tmp_path / "torch-0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(metadata)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert diagnose().packages["torch"].startswith("unreadable")
+
+
 def test_conflicts_and_variables_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ORT_TENSORRT_FP16_ENABLE", "1")
     monkeypatch.setattr(doctor, "_packages", lambda: {"onnxruntime": "1", "onnxruntime-gpu": "1"})
@@ -102,17 +126,43 @@ def test_a_jetson(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert found.gpu.power == "NV Power Mode: 15W, 0"
 
 
-def test_a_gpu_that_only_nvidia_smi_sees(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cuda_of_onnxruntime_is_tried_without_cuda_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Jetson has no nvidia-smi, and onnxruntime needs no cuda-bindings: what `auto` would take must be told."""
+
+    def broken() -> None:
+        raise BackendError("cuda-bindings is not installed")
+
+    asked: list[str] = []
+    monkeypatch.setattr(doctor, "load_cudart", broken)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(PROVIDERS.values()))
+    monkeypatch.setattr(doctor, "open_ort", lambda data, provider: asked.append(provider))
+    assert diagnose().auto == "onnxruntime on cuda"
+    assert asked == ["cuda", "cpu"]
+
+
+@pytest.mark.parametrize(("memory", "expected"), [("6138", 6138 << 20), ("[N/A]", 0)])
+def test_a_gpu_that_only_nvidia_smi_sees(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, memory: str, expected: int
+) -> None:
     if diagnose().gpu.name:
         pytest.skip("this machine has a GPU")
     tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 'NVIDIA RTX A2000, 8.6, 550.54.15'\n")
+    tool.write_text(f"#!/bin/sh\necho 'NVIDIA RTX A2000, 8.6, 550.54.15, {memory}'\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     found = diagnose()
     assert (found.gpu.name, found.gpu.compute_capability, found.gpu.driver) == ("NVIDIA RTX A2000", "8.6", "550.54.15")
+    assert found.gpu.memory_bytes == expected
     assert found.gpu.reason
     assert not any(way.works for way in found.ways[:2])
+
+
+def test_a_program_that_prints_no_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tool = tmp_path / "nvpmodel"
+    tool.write_text("#!/bin/sh\nprintf 'mode \\377'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert diagnose().gpu.power == "mode \ufffd"
 
 
 def test_a_program_that_hangs_is_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

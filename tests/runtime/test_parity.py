@@ -14,6 +14,7 @@ from grood_edge.outputs import Outputs, select_rows
 from grood_edge.runtime.decisions import decided_by
 from grood_edge.runtime.onnxrt import OnnxRuntimeBackend
 from grood_edge.runtime.parity import require_parity
+from grood_edge.runtime.selftest import MODEL
 from grood_edge.scoring import INVALID_SCORE
 from grood_edge.stored_head import head_model
 
@@ -110,6 +111,41 @@ def test_broken_backends(
 ) -> None:
     with pytest.raises(VerificationError, match=message):
         check(artifact, reference, spoil)
+
+
+def in_threes(spoil: Callable[[Outputs], Outputs]) -> Callable[[Outputs], Outputs]:
+    """Right alone and in pairs, so that the probes pass."""
+    return lambda outputs: spoil(outputs) if len(outputs) == 3 else outputs
+
+
+def last_row(name: str, value: float) -> Callable[[Outputs], Outputs]:
+    def spoil(outputs: Outputs) -> Outputs:
+        values = getattr(outputs, name).copy()
+        values[-1] = value
+        return dataclasses.replace(outputs, **{name: values})
+
+    return in_threes(spoil)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (last_row("features", np.nan), "features by nan"),
+        (last_row("features", np.inf), "features by inf"),
+        (last_row("logits", np.nan), "logits by nan"),
+        (last_row("p_value", np.nan), "p_value or is_ood of"),
+        (last_row("class_id", 999), "class_id is 999; expected 0 to 6"),
+        (last_row("class_id", -(2**31)), "class_id is -2147483648; expected 0 to 6"),
+        (in_threes(lambda o: select_rows(o, slice(0, 2))), r"logits and features are \(14, 7\).*expected \(21, 7\)"),
+        (in_threes(lambda o: dataclasses.replace(o, logits=o.logits[:, :-1])), r"\(21, 6\).*expected \(21, 7\)"),
+    ],
+)
+def test_garbage_that_no_comparison_may_let_pass(spoil: Callable[[Outputs], Outputs], message: str) -> None:
+    """NaN compares as False, and indices that lie outside must not end in a traceback: `auto` would not fall back."""
+    packaged = read_artifact(MODEL)
+    backend = OnnxRuntimeBackend(packaged)
+    with pytest.raises(VerificationError, match=message):
+        check(packaged, backend, spoil)
 
 
 def test_rows_that_depend_on_their_neighbours(artifact: Artifact, reference: OnnxRuntimeBackend) -> None:

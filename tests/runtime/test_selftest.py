@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from grood_edge.artifact import read_artifact
 from grood_edge.errors import ArtifactError
 from grood_edge.outputs import Outputs
 from grood_edge.probes import replay_probes
+from grood_edge.runtime import selftest as selftest_module
 from grood_edge.runtime.onnxrt import OnnxRuntimeBackend
-from grood_edge.runtime.selftest import BACKENDS, MODEL, selftest
+from grood_edge.runtime.selftest import BACKENDS, MODEL, SelfTest, selftest
 
 
 def test_the_packaged_artifact_is_current_and_small() -> None:
@@ -22,6 +24,20 @@ def test_the_packaged_artifact_is_current_and_small() -> None:
     assert MODEL.stat().st_size < 200_000
     assert replay_probes(artifact.contract, OnnxRuntimeBackend(artifact).run, "cpu").passed
     assert len(artifact.contract.ood_prototypes) == 3
+
+
+def test_the_packaged_artifact_made_anew_answers_the_same(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from tests.selftest_model import make
+
+    make(tmp_path / "again.onnx")
+    old, new = read_artifact(MODEL), read_artifact(tmp_path / "again.onnx")
+    assert old.contract.classes == new.contract.classes
+    assert old.contract.preprocessing == new.contract.preprocessing
+    frames = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 1), dtype=np.uint8)
+    expected, found = (OnnxRuntimeBackend(artifact).run(frames) for artifact in (old, new))
+    np.testing.assert_allclose(found.logits, expected.logits, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(found.ood_score, expected.ood_score, rtol=1e-3, atol=1e-3)
 
 
 def test_every_backend_has_a_line(user_home: Path) -> None:
@@ -58,6 +74,20 @@ def test_a_wrong_backend_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     (result,) = selftest(backends=("onnxruntime-cpu",))
     assert result.status == "FAILED"
     assert "in batches of 3" in result.reason
+
+
+def test_a_backend_that_breaks_leaves_the_others_their_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = selftest_module._tested
+
+    def broken(name: str, *arguments: Any) -> SelfTest:
+        if name == "tensorrt":
+            raise RuntimeError("bindings of another version")
+        return plain(name, *arguments)
+
+    monkeypatch.setattr(selftest_module, "_tested", broken)
+    first, second = selftest(backends=("tensorrt", "onnxruntime-cpu"))
+    assert (first.status, first.reason) == ("FAILED", "RuntimeError: bindings of another version")
+    assert second.status == "passed"
 
 
 def test_another_model(artifact_path: Path, tmp_path: Path) -> None:
