@@ -1,14 +1,30 @@
-"""Batch norms disappear into the convolutions before them, before a classifier changes its precision.
+"""A float32 classifier graph, simplified before it changes its precision: batch norms disappear into convolutions.
 
 Left as a node, a batch norm would stay float32, between Casts or quantised tensors that TensorRT cannot fuse away.
 """
 
 import numpy as np
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from grood_edge.export.layers import replace_nodes
+from grood_edge.errors import ClassifierError
+from grood_edge.export.classifier import ClassifierGraph
+from grood_edge.export.layers import prepared, replace_initializers, replace_nodes
 
-__all__ = ["fold_batch_norms"]
+__all__ = ["fold_batch_norms", "simplified"]
+
+
+def simplified(classifier: ClassifierGraph, precision: str) -> ModelProto:
+    """Return a copy of the graph to write in `precision`: prepared (`layers.prepared`), batch norms folded.
+
+    Raises:
+        ClassifierError: its input is not float32, or it has subgraphs.
+    """
+    if classifier.input_type != TensorProto.FLOAT:
+        kind = TensorProto.DataType.Name(classifier.input_type)
+        raise ClassifierError(
+            f"the classifier's input is {kind}; {precision} is made of a float32 classifier: export that one"
+        )
+    return fold_batch_norms(prepared(classifier.model))
 
 
 def fold_batch_norms(model: ModelProto) -> ModelProto:
@@ -17,16 +33,15 @@ def fold_batch_norms(model: ModelProto) -> ModelProto:
     With k = scale / sqrt(variance + epsilon): weights k w and bias k (b - mean) + shift, in float64. The convolution
     keeps its name, and makes what the batch norm made. A norm that would give values that are not finite stays.
     """
-    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    read = [name for node in model.graph.node for name in node.input] + [value.name for value in model.graph.output]
-    producers = {name: node for node in model.graph.node for name in node.output}
+    graph = model.graph
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    read = [name for node in graph.node for name in node.input] + [value.name for value in graph.output]
+    convolutions = {node.output[0]: node for node in graph.node if node.op_type == "Conv"}
     nodes, made = [], []
-    for node in model.graph.node:
-        convolution = producers.get(node.input[0]) if node.op_type == "BatchNormalization" else None
-        alone = convolution is not None and convolution.op_type == "Conv" and read.count(node.input[0]) == 1
-        folded = None
-        if alone and convolution is not None and weights.keys() >= {*convolution.input[1:], *node.input[1:]}:
-            folded = _folded(convolution, node, weights)
+    for node in graph.node:
+        alone = node.op_type == "BatchNormalization" and read.count(node.input[0]) == 1
+        convolution = convolutions.get(node.input[0]) if alone else None
+        folded = None if convolution is None else _folded(convolution, node, weights)
         if convolution is None or folded is None:
             nodes.append(node)
             continue
@@ -35,18 +50,17 @@ def fold_batch_norms(model: ModelProto) -> ModelProto:
         convolution.input.extend(names)
         convolution.output[0] = node.output[0]
         made += [numpy_helper.from_array(array, name) for array, name in zip(folded, names, strict=True)]
-    replace_nodes(model, nodes)
-    used = {name for node in model.graph.node for name in node.input}
-    kept = [tensor for tensor in (*model.graph.initializer, *made) if tensor.name in used]
-    model.graph.ClearField("initializer")
-    model.graph.initializer.extend(kept)
+    replace_nodes(graph, nodes)
+    replace_initializers(graph, [*graph.initializer, *made])
     return model
 
 
 def _folded(
     convolution: NodeProto, norm: NodeProto, weights: dict[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return weights and bias, float32, of the convolution with the norm in it; None where they are not finite."""
+    """Return weights and bias, float32, of the convolution with the norm in it; None where they cannot be had."""
+    if not weights.keys() >= {*convolution.input[1:], *norm.input[1:]}:
+        return None
     scale, shift, mean, variance = (weights[name].astype(np.float64) for name in norm.input[1:5])
     epsilon = next((a.f for a in norm.attribute if a.name == "epsilon"), 1e-5)
     kernel = weights[convolution.input[1]].astype(np.float64)

@@ -14,7 +14,7 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper, shape_inferen
 from grood_edge.errors import ClassifierError
 from grood_edge.export.classifier import ClassifierGraph
 from grood_edge.export.feature_point import pruned
-from grood_edge.export.folding import fold_batch_norms
+from grood_edge.export.folding import simplified
 from grood_edge.export.layers import (
     WEIGHTED,
     LayerError,
@@ -27,6 +27,7 @@ from grood_edge.export.layers import (
     logits_layer,
     prepared,
     ranked,
+    replace_initializers,
     replace_nodes,
     tensor_types,
 )
@@ -56,27 +57,21 @@ def half_precision(classifier: ClassifierGraph, keep_float: frozenset[str] = fro
     Raises:
         ClassifierError: subgraphs, another input type, or nothing left to compute in float16.
     """
-    if classifier.input_type != TensorProto.FLOAT:
-        kind = TensorProto.DataType.Name(classifier.input_type)
-        raise ClassifierError(
-            f"the classifier's input is {kind}; fp16 is made of a float32 classifier: export that one"
-        )
-    model = fold_batch_norms(prepared(classifier.model))
-    types = tensor_types(model)
+    model = simplified(classifier, "fp16")
+    types, ranks = tensor_types(model), _ranks(model)
     tail = _tail(model, classifier)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     floating = {
         node.name
         for node in model.graph.node
-        if node.name in tail | keep_float or _is_delicate(node, types, weights, _ranks(model))
+        if node.name in tail | keep_float or _is_delicate(node, types, weights, ranks)
     }
     if all(node.name in floating for node in model.graph.node if node.op_type in WEIGHTED):
         raise ClassifierError("no convolution or product of the classifier can be float16; use --precision fp32")
     typed = _Typed(types, weights, floating, keep_float)
     nodes = [made for node in model.graph.node for made in typed.rewritten(node)]
-    replace_nodes(model, nodes)
-    model.graph.ClearField("initializer")
-    model.graph.initializer.extend(typed.used())
+    replace_nodes(model.graph, nodes)
+    replace_initializers(model.graph, typed.stored.values())
     model.graph.ClearField("value_info")
     for value in (*model.graph.input, *model.graph.output):
         if value.name in typed.half:
@@ -97,15 +92,18 @@ def half_layer_errors(classifier: ClassifierGraph, images: np.ndarray, kept: fro
     mixed = half_precision(classifier, kept)
     reference = features_of(classifier.model, classifier, images)
     everything = frozenset(node.name for node in prepared(classifier.model).graph.node)
-    overflowing = _overflowing(mixed, images)
-    known = _float_nodes(mixed.model) | {node.name for node in overflowing}
     inputs = images.astype(np.float16).astype(np.float32)
+    inferred = shape_inference.infer_shapes(mixed.model, data_prop=True)
+    types = tensor_types(inferred)
+    half = [node for node in inferred.graph.node if types.get(node.output[0]) == TensorProto.FLOAT16]
+    overflowing = _overflowing(inferred, half, inputs)
+    known = {node.name for node in overflowing}
 
     def error(node: NodeProto) -> float:
         alone = half_precision(classifier, everything - {node.name})
         return error_at_features(features_of(rounded(alone.model), alone, inputs), reference)
 
-    layers = [node for node in mixed.model.graph.node if node.op_type in WEIGHTED and node.name not in known]
+    layers = [node for node in half if node.op_type in WEIGHTED and node.name not in known]
     return ranked(overflowing, lambda _: float("inf")) + ranked(layers, error)
 
 
@@ -155,10 +153,10 @@ class _Typed:
         self, types: dict[str, int], weights: dict[str, TensorProto], floating: set[str], keep: frozenset[str]
     ) -> None:
         self._types, self._weights, self._floating, self._keep = types, weights, floating, keep
-        self._made: dict[str, TensorProto] = {}
+        self.stored: dict[str, TensorProto] = {}  # initializers of the rewritten nodes
         self._cast: set[str] = set()
-        produced = {name for name, kind in types.items() if kind == TensorProto.FLOAT and name not in weights}
-        self.half = produced  # until a float32 node makes them
+        # float16, until a float32 node makes them
+        self.half = {name for name, kind in types.items() if kind == TensorProto.FLOAT and name not in weights}
 
     def rewritten(self, node: NodeProto) -> list[NodeProto]:
         """Return the node with its inputs in its own type, after the Casts that are new."""
@@ -169,7 +167,7 @@ class _Typed:
         for index, name in enumerate(node.input):
             if not name or self._types.get(name) != TensorProto.FLOAT:
                 if name in self._weights:
-                    self._made[name] = self._weights[name]
+                    self.stored[name] = self._weights[name]
                 continue
             wanted = TensorProto.FLOAT if floating or index in fixed else TensorProto.FLOAT16
             result.input[index] = self._typed_input(name, wanted, node, casts)
@@ -181,10 +179,6 @@ class _Typed:
                     attribute.i = TensorProto.FLOAT16
         return [*casts, result]
 
-    def used(self) -> list[TensorProto]:
-        """Return the initializers of the rewritten nodes."""
-        return list(self._made.values())
-
     def _typed_input(self, name: str, wanted: int, node: NodeProto, casts: list[NodeProto]) -> str:
         if name in self._weights:
             return self._constant(name, wanted, node, casts)
@@ -195,10 +189,10 @@ class _Typed:
     def _constant(self, name: str, wanted: int, node: NodeProto, casts: list[NodeProto]) -> str:
         values = numpy_helper.to_array(self._weights[name])
         if wanted == TensorProto.FLOAT and (node.name in self._keep or not is_stored_half(node, values)):
-            self._made[name] = self._weights[name]
+            self.stored[name] = self._weights[name]
             return name
         stored = f"{name}_fp16"
-        self._made[stored] = numpy_helper.from_array(values.astype(np.float16), stored)
+        self.stored[stored] = numpy_helper.from_array(values.astype(np.float16), stored)
         return stored if wanted == TensorProto.FLOAT16 else self._cast_to(stored, wanted, casts)
 
     def _cast_to(self, name: str, wanted: int, casts: list[NodeProto]) -> str:
@@ -209,26 +203,21 @@ class _Typed:
         return cast.name
 
 
-def _float_nodes(model: ModelProto) -> set[str]:
-    types = tensor_types(shape_inference.infer_shapes(model, data_prop=True))
-    return {node.name for node in model.graph.node if types.get(node.output[0]) != TensorProto.FLOAT16}
+def _overflowing(inferred: ModelProto, half: list[NodeProto], inputs: np.ndarray) -> list[NodeProto]:
+    """Return the float16 nodes whose output leaves float16 although their inputs are finite.
 
-
-def _overflowing(mixed: ClassifierGraph, images: np.ndarray) -> list[NodeProto]:
-    """Return the nodes whose output leaves float16 although their inputs are finite."""
-    types = tensor_types(shape_inference.infer_shapes(mixed.model, data_prop=True))
-    nodes = [node for node in mixed.model.graph.node if types.get(node.output[0]) == TensorProto.FLOAT16]
-    names = list(dict.fromkeys(name for node in nodes for name in (*node.input, *node.output) if name in types))
-    constants = {tensor.name for tensor in mixed.model.graph.initializer} | {mixed.input_name}
-    wanted = [name for name in names if name not in constants]
-    whole = shape_inference.infer_shapes(mixed.model, data_prop=True)
-    opened = open_ort(rounded(pruned(whole, wanted)).SerializeToString())
+    inferred: the mixed graph with its types. inputs: halves, float32 `[n, ...]`.
+    """
+    image = inferred.graph.input[0].name
+    computed = {name for node in inferred.graph.node for name in node.output}
+    wanted = list(dict.fromkeys(n for node in half for n in (*node.input, *node.output) if n in computed))
+    opened = open_ort(rounded(pruned(inferred, wanted)).SerializeToString())
     infinite: set[str] = set()
-    for image in images:
-        found = opened.run({mixed.input_name: image[None].astype(np.float16).astype(np.float32)}, wanted)
+    for row in inputs:
+        found = opened.run({image: row[None]}, wanted)
         infinite.update(name for name, values in found.items() if not np.isfinite(values).all())
-    first = [node for node in nodes if node.output[0] in infinite and not infinite.intersection(node.input)]
-    casts = {node.output[0] for node in first if node.op_type == "Cast" and node.input[0] not in constants}
+    first = [node for node in half if node.output[0] in infinite and not infinite.intersection(node.input)]
+    casts = {node.output[0] for node in first if node.op_type == "Cast" and node.input[0] in computed}
     # What a Cast in front of float16 nodes cannot hold, those nodes have to take in float32.
-    readers = [node for node in mixed.model.graph.node if casts.intersection(node.input)]
+    readers = [node for node in inferred.graph.node if casts.intersection(node.input)]
     return readers + [node for node in first if node.output[0] not in casts]

@@ -4,7 +4,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, checker, helper, numpy_helper, shape_inference
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    checker,
+    helper,
+    numpy_helper,
+    shape_inference,
+)
 
 from grood_edge.errors import ClassifierError
 from grood_edge.export.classifier import ClassifierGraph
@@ -17,6 +27,7 @@ __all__ = [
     "LayerError",
     "cast_node",
     "checked",
+    "constant_of",
     "error_at_features",
     "features_of",
     "fits_half",
@@ -25,6 +36,7 @@ __all__ = [
     "logits_layer",
     "prepared",
     "ranked",
+    "replace_initializers",
     "replace_nodes",
     "tensor_types",
 ]
@@ -58,7 +70,7 @@ def prepared(model: ModelProto) -> ModelProto:
                 f"the classifier's node {node.name or node.output[0]!r} ({node.op_type}) has a subgraph, which cannot "
                 "be given a lower precision; export the classifier without control flow, or use --precision fp32"
             )
-        constant = _constant(node)
+        constant = constant_of(node)
         if constant is not None:
             result.graph.initializer.append(constant)
             continue
@@ -67,22 +79,23 @@ def prepared(model: ModelProto) -> ModelProto:
             while node.name in names:
                 node.name += "_"
         nodes.append(node)
-    replace_nodes(result, nodes)
+    replace_nodes(result.graph, nodes)
     return result
 
 
-def _constant(node: NodeProto) -> TensorProto | None:
-    """Return what a Constant node holds, in whichever of its forms, under the name of its output."""
+def constant_of(node: NodeProto) -> TensorProto | None:
+    """Return what a Constant node holds, in whichever numeric form, under the name of its output; None for others."""
     for a in node.attribute if node.op_type == "Constant" else ():
         if a.name == "value":
-            tensor = TensorProto()
-            tensor.CopyFrom(a.t)
+            tensor = TensorProto.FromString(a.t.SerializeToString())
             tensor.name = node.output[0]
             return tensor
-        if a.name in ("value_float", "value_floats", "value_int", "value_ints"):
-            values = helper.get_attribute_value(a)
-            kind = np.float32 if a.name.startswith("value_float") else np.int64
-            return numpy_helper.from_array(np.array(values, kind), node.output[0])
+        if a.name in ("value_int", "value_ints"):
+            whole = a.ints if a.type == AttributeProto.INTS else a.i
+            return numpy_helper.from_array(np.array(whole, np.int64), node.output[0])
+        if a.name in ("value_float", "value_floats"):
+            floats = a.floats if a.type == AttributeProto.FLOATS else a.f
+            return numpy_helper.from_array(np.array(floats, np.float32), node.output[0])
     return None
 
 
@@ -103,11 +116,19 @@ def checked(model: ModelProto, precision: str) -> ModelProto:
     return model
 
 
-def replace_nodes(model: ModelProto, nodes: Iterable[NodeProto]) -> None:
-    """Put these nodes in the place of the model's own, in order; they may be the model's."""
+def replace_nodes(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
+    """Put these nodes in the place of the graph's own, in order; they may be the graph's."""
     copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    model.graph.ClearField("node")
-    model.graph.node.extend(copies)
+    graph.ClearField("node")
+    graph.node.extend(copies)
+
+
+def replace_initializers(graph: GraphProto, tensors: Iterable[TensorProto]) -> None:
+    """Put those of these tensors that a node reads in the place of the graph's own; they may be the graph's."""
+    read = {name for node in graph.node for name in node.input}
+    copies = [TensorProto.FromString(tensor.SerializeToString()) for tensor in tensors if tensor.name in read]
+    graph.ClearField("initializer")
+    graph.initializer.extend(copies)
 
 
 def tensor_types(model: ModelProto) -> dict[str, int]:

@@ -10,20 +10,17 @@ from collections import ChainMap
 from collections.abc import Iterator, MutableMapping
 from typing import Any
 
-import numpy as np
 from onnx import (
-    AttributeProto,
     FunctionProto,
     GraphProto,
     ModelProto,
-    NodeProto,
     TensorProto,
     ValueInfoProto,
     inliner,
-    numpy_helper,
     shape_inference,
 )
 
+from grood_edge.export.layers import constant_of, replace_nodes
 from grood_edge.export.preflight_rules import (
     BOTH,
     JETPACK,
@@ -185,9 +182,7 @@ def _take_out_unknown(graph: GraphProto, opset: int, depth: int) -> Iterator[Fin
                 yield from _take_out_unknown(inner, opset, depth + 1)
             kept.append(node)
     if len(kept) < len(graph.node):
-        nodes = [NodeProto.FromString(node.SerializeToString()) for node in kept]
-        graph.ClearField("node")
-        graph.node.extend(nodes)
+        replace_nodes(graph, kept)
 
 
 def _walk(graph: GraphProto, around: Scope) -> Iterator[Finding]:
@@ -216,7 +211,7 @@ def _scope_of(graph: GraphProto, around: Scope) -> Scope:
             shapes[value.name] = tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
-        if node.op_type == "Constant" and node.output and (tensor := _constant(node)) is not None:
+        if node.output and (tensor := constant_of(node)) is not None:
             constants[node.output[0]] = tensor
     for name, tensor in constants.items():
         types[name], shapes[name] = tensor.data_type, tuple(tensor.dims)
@@ -234,20 +229,6 @@ def _scope_of(graph: GraphProto, around: Scope) -> Scope:
 
 def _maps(mapping: MutableMapping[str, Any]) -> list[MutableMapping[str, Any]]:
     return mapping.maps if isinstance(mapping, ChainMap) else [mapping]
-
-
-def _constant(node: NodeProto) -> TensorProto | None:
-    for attribute in node.attribute:
-        if attribute.name == "value":
-            tensor: TensorProto = attribute.t
-            return tensor
-        if attribute.name in ("value_int", "value_ints"):
-            values = attribute.ints if attribute.type == AttributeProto.INTS else attribute.i
-            return numpy_helper.from_array(np.array(values, np.int64))
-        if attribute.name in ("value_float", "value_floats"):
-            floats = attribute.floats if attribute.type == AttributeProto.FLOATS else attribute.f
-            return numpy_helper.from_array(np.array(floats, np.float32))
-    return None
 
 
 def _opset(model: ModelProto) -> int:

@@ -11,7 +11,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from grood_edge.errors import ClassifierError
 from grood_edge.export.classifier import ClassifierGraph
-from grood_edge.export.folding import fold_batch_norms
+from grood_edge.export.folding import simplified
 from grood_edge.export.layers import (
     LayerError,
     cast_node,
@@ -22,9 +22,10 @@ from grood_edge.export.layers import (
     logits_layer,
     prepared,
     ranked,
+    replace_initializers,
     replace_nodes,
 )
-from grood_edge.export.ranges import RangeMethod, Ranges, RangeTrial, best_ranges, measure_ranges
+from grood_edge.export.ranges import METHODS, Ranges, RangeTrial, measure_ranges
 
 __all__ = ["choose_ranges", "default_float_layers", "layer_errors", "quantized"]
 
@@ -47,17 +48,14 @@ def quantized(classifier: ClassifierGraph, ranges: Ranges, keep_float: frozenset
     Raises:
         ClassifierError: subgraphs, another input type, or nothing to quantise.
     """
-    model = _folded(classifier)
+    model = simplified(classifier, "int8")
     layers = _layers(model, classifier)
     lowered = [node.name for node in layers.products + layers.sums if node.name not in keep_float]
     _require_products([node for node in layers.products if node.name in lowered])
     writer = _Writer(model, ranges, keep_float)
     nodes = [made for node in model.graph.node for made in writer.rewritten(node, node.name in lowered)]
-    replace_nodes(model, nodes)
-    used = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in (*model.graph.initializer, *writer.made) if tensor.name in used]
-    model.graph.ClearField("initializer")
-    model.graph.initializer.extend(kept)
+    replace_nodes(model.graph, nodes)
+    replace_initializers(model.graph, [*model.graph.initializer, *writer.made])
     model.graph.ClearField("value_info")
     return replace(classifier, model=checked(model, "int8"))
 
@@ -87,20 +85,20 @@ def choose_ranges(
     Raises:
         ClassifierError: too few images, another input type, or activations that are not finite.
     """
-    model = _folded(classifier)
+    model = simplified(classifier, "int8")
     _require_products(_layers(model, classifier).products)
     tensors = _activations(model, classifier)
     judging = np.arange(len(images)) % HELD_OUT == HELD_OUT - 1
     reference = features_of(classifier.model, classifier, images[judging])
 
-    def measured(some: np.ndarray, method: RangeMethod) -> Ranges:
-        return measure_ranges(model, some, tensors, method)
-
-    def error(ranges: Ranges) -> float:
+    found = [measure_ranges(model, images[~judging], tensors, method) for method in METHODS]
+    trials = []
+    for ranges in found:
         graph = quantized(classifier, ranges, keep_float)
-        return error_at_features(features_of(graph.model, graph, images[judging]), reference)
-
-    return best_ranges(images[~judging], measured, error)
+        error = error_at_features(features_of(graph.model, graph, images[judging]), reference)
+        trials.append(RangeTrial(ranges.method, round(error, 6)))
+    best = min(range(len(trials)), key=lambda index: trials[index].feature_error)
+    return found[best], tuple(trials)
 
 
 def layer_errors(
@@ -115,7 +113,7 @@ def layer_errors(
         keep_float: nodes that stay float32.
     """
     reference = features_of(classifier.model, classifier, images)
-    layers = _layers(_folded(classifier), classifier)
+    layers = _layers(simplified(classifier, "int8"), classifier)
     everything = frozenset(node.name for node in layers.products + layers.sums)
 
     def error(node: NodeProto) -> float:
@@ -230,11 +228,3 @@ class _Writer:
 
     def _add(self, *tensors: tuple[str, np.ndarray]) -> None:
         self.made += [numpy_helper.from_array(value, name) for name, value in tensors]
-
-
-def _folded(classifier: ClassifierGraph) -> ModelProto:
-    """Return the prepared graph, without batch norms behind convolutions."""
-    if classifier.input_type != TensorProto.FLOAT:
-        kind = TensorProto.DataType.Name(classifier.input_type)
-        raise ClassifierError(f"the classifier's input is {kind}; int8 is made of a float32 classifier: export that")
-    return fold_batch_norms(prepared(classifier.model))

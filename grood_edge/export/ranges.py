@@ -5,7 +5,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from onnx import ModelProto, save_model
 
 from grood_edge.errors import ClassifierError
 
-__all__ = ["METHODS", "RangeMethod", "RangeTrial", "Ranges", "best_ranges", "measure_ranges"]
+__all__ = ["METHODS", "RangeMethod", "RangeTrial", "Ranges", "measure_ranges"]
 
 RangeMethod = Literal["minmax", "entropy", "percentile"]
 METHODS: tuple[RangeMethod, ...] = ("minmax", "percentile", "entropy")
@@ -78,22 +78,6 @@ def measure_ranges(model: ModelProto, images: np.ndarray, tensors: tuple[str, ..
     return Ranges(method, largest)
 
 
-def best_ranges(
-    images: np.ndarray, measured: Callable[[np.ndarray, RangeMethod], Ranges], error: Callable[[Ranges], float]
-) -> tuple[Ranges, tuple[RangeTrial, ...]]:
-    """Return the ranges that leave the smallest error, and the error of each method.
-
-    Args:
-        images: to measure ranges on.
-        measured: ranges of a method.
-        error: at the features, on other images.
-    """
-    found = [(measured(images, method), method) for method in METHODS]
-    trials = tuple(RangeTrial(method, round(error(ranges), 6)) for ranges, method in found)
-    best = min(range(len(found)), key=lambda index: trials[index].feature_error)
-    return found[best][0], trials
-
-
 class _Reader:
     """One batch, as the library asks for it."""
 
@@ -115,9 +99,7 @@ def _calibrater(model: ModelProto, folder: Path, tensors: tuple[str, ...], metho
         "percentile": (calibrate.PercentileCalibrater, {"percentile": PERCENTILE}),
     }
     kind, options = kinds[method]
-    calibrater = kind(
-        str(path), op_types_to_calibrate=None, augmented_model_path=str(augmented), symmetric=True, **options
-    )
+    calibrater = kind(str(path), augmented_model_path=str(augmented), symmetric=True, **options)
     wanted = set(tensors)
     calibrater.select_tensors_to_calibrate = lambda _: (wanted, {v.name: v for v in model.graph.value_info})
     calibrater.augment_graph()

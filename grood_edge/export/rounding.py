@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, load_model, numpy_helper, shape_inference
 
+from grood_edge.export.layers import replace_nodes
+
 __all__ = ["rounded", "surviving_roundings"]
 
 _MARK = "rounding/"
@@ -28,12 +30,7 @@ def rounded(model: ModelProto) -> ModelProto:
     result = ModelProto()
     result.CopyFrom(model)
     result.graph.ClearField("value_info")
-    nodes: list[NodeProto] = []
-    for node in result.graph.node:
-        nodes += _rounded_node(node, half)
-    kept = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    result.graph.ClearField("node")
-    result.graph.node.extend(kept)
+    replace_nodes(result.graph, [made for node in result.graph.node for made in _rounded_node(node, half)])
     for tensor in result.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT16:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
