@@ -21,7 +21,17 @@ from grood_edge.export.ood_prototype import plain_source
 from grood_edge.ort import OrtModel, open_ort
 from grood_edge.progress import Progress, silent
 
-__all__ = ["CONFIDENCE", "FEW_IMAGES", "Behaviour", "Comparison", "Judge", "Limits", "behaviour", "compared"]
+__all__ = [
+    "CONFIDENCE",
+    "FEW_IMAGES",
+    "Behaviour",
+    "Comparison",
+    "Judge",
+    "Limits",
+    "behaviour",
+    "behaviour_of",
+    "compared",
+]
 
 CONFIDENCE = 0.95  # of the one-sided bounds
 FEW_IMAGES = 300  # below, nothing is refused: the bounds are too wide to mean much
@@ -84,7 +94,7 @@ class Comparison:
     """A graph against the float32 one: see `contract.PrecisionTrial` for the words."""
 
     images: int
-    feature_error: float | None
+    feature_error: float
     auroc_drop: float | None
     auroc_drop_bound: float | None
     flips: float
@@ -108,7 +118,17 @@ def behaviour(judge: Judge, graph: ModelProto, progress: Progress = silent) -> B
         DatasetError: no image is classified correctly.
     """
     model = open_ort(graph.SerializeToString())
-    found = judge.read(model, progress)
+    return behaviour_of(judge, graph, model, judge.read(model, progress), progress)
+
+
+def behaviour_of(
+    judge: Judge, graph: ModelProto, model: OrtModel, found: FeaturePass, progress: Progress = silent
+) -> Behaviour:
+    """Return the behaviour of a graph that is open, and has run over the frames already.
+
+    Raises:
+        DatasetError: no image is classified correctly.
+    """
     table = found.fit
     mixup = mixup_source(graph, model, found, judge.reading, FEATURES, progress)
     sources = (plain_source("mean"), mixup, plain_source("origin"))  # the default's: no image beyond the judge's

@@ -87,7 +87,7 @@ def constant_of(node: NodeProto) -> TensorProto | None:
     """Return what a Constant node holds, in whichever numeric form, under the name of its output; None for others."""
     for a in node.attribute if node.op_type == "Constant" else ():
         if a.name == "value":
-            tensor = TensorProto.FromString(a.t.SerializeToString())
+            tensor: TensorProto = TensorProto.FromString(a.t.SerializeToString())
             tensor.name = node.output[0]
             return tensor
         if a.name in ("value_int", "value_ints"):

@@ -11,7 +11,7 @@ import pytest
 
 from grood_edge.artifact import read_artifact
 from grood_edge.errors import ClassifierError, UsageError, VerificationError
-from grood_edge.export import ClassifierOptions, ExportOptions, ExportReport, export_model, precision
+from grood_edge.export import ClassifierOptions, ExportOptions, ExportReport, export_model, precision_trial
 from grood_edge.export.acceptance import Behaviour, Comparison, Judge, behaviour
 from grood_edge.export.classifier import ClassifierGraph
 from grood_edge.export.graph import base_model
@@ -85,7 +85,7 @@ def test_judged_images_are_fit_images_never_calibration_images(
         seen.append(judge.names)
         return behaviour(judge, *rest)
 
-    monkeypatch.setattr(precision, "behaviour", watched)
+    monkeypatch.setattr(precision_trial, "behaviour", watched)
     asked = replace(OPTIONS, precision="fp16", unseen=True)
     inputs = open_inputs(digit_onnx, train_batches, asked, silent)
     choose_precision(inputs, lambda: reopened(train_batches, asked), asked, silent)
@@ -111,12 +111,12 @@ def test_layers_are_given_back_until_it_decides_alike(
 ) -> None:
     """A comparison that is never content: three rounds, each with more layers in float32, and then it is refused."""
     bad = Comparison(1000, 0.5, 0.1, 0.05, 0.2, 0.1)
-    monkeypatch.setattr(precision, "compared", lambda *_: bad)
+    monkeypatch.setattr(precision_trial, "compared", lambda *_: bad)
     with pytest.raises(
         VerificationError, match=r"20.0 % of 1000 decisions change.*Layers with the largest error: /body"
     ):
         chosen(digit_onnx, train_batches, precision="fp16")
-    monkeypatch.setattr(precision, "compared", lambda *_: replace(bad, images=299))
+    monkeypatch.setattr(precision_trial, "compared", lambda *_: replace(bad, images=299))
     found = chosen(digit_onnx, train_batches, precision="fp16")
     kept = [trial.float_layers for trial in found.entry.trials]
     assert kept == sorted(set(kept))
@@ -132,7 +132,7 @@ def test_a_precision_that_overflows_is_refused_or_passed_over(
             raise ClassifierError("NaN or Inf")
         return behaviour(judge, graph, *rest)
 
-    monkeypatch.setattr(precision, "behaviour", overflowing)
+    monkeypatch.setattr(precision_trial, "behaviour", overflowing)
     with pytest.raises(VerificationError, match="features are not finite"):
         chosen(digit_onnx, train_batches, precision="fp16")
     assert chosen(digit_onnx, train_batches, precision="auto").entry.name == "int8"
