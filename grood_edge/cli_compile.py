@@ -87,8 +87,7 @@ def _document(compiled: "Compiled") -> dict[str, Any]:
 
 
 def _table(compiled: "Compiled") -> Any:
-    import rich.box
-    from rich.table import Table
+    from grood_edge.tables import key_values
 
     sidecar = compiled.sidecar
     what = (
@@ -105,10 +104,7 @@ def _table(compiled: "Compiled") -> Any:
         "layers": ", ".join(f"{count} {kind}" for kind, count in sidecar.layer_types.items()),
         "sha256": sidecar.engine_sha256,
     }
-    table = Table(title=f"wrote {compiled.path}", box=rich.box.SIMPLE_HEAD, show_header=False, title_justify="left")
-    for name, value in rows.items():
-        table.add_row(name, value)
-    return table
+    return key_values(f"wrote {compiled.path}", list(rows.items()))
 
 
 def _next(model: Path, compiled: "Compiled", device: "Device") -> str:

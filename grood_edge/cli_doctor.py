@@ -64,6 +64,8 @@ def _diagnosis_tables(found: "Diagnosis") -> list[Any]:
     import rich.box
     from rich.table import Table
 
+    from grood_edge.tables import key_values
+
     gpu = found.gpu
     facts = {
         "grood-edge": found.grood_edge,
@@ -78,16 +80,12 @@ def _diagnosis_tables(found: "Diagnosis") -> list[Any]:
         else "",
         "power, clocks": "; ".join(text for text in (gpu.power, found.cpu_clocks) if text),
     }
-    table = Table(title="this machine", box=rich.box.SIMPLE_HEAD, show_header=False, title_justify="left")
-    for name, value in facts.items():
-        if value:
-            table.add_row(name, value)
     ways = Table(title="backends", box=rich.box.SIMPLE_HEAD, title_justify="left")
     for name in ("backend", "works", "why", "can"):
         ways.add_column(name, overflow="fold")
     for way in found.ways:
         ways.add_row(way.name, "yes" if way.works else "no", way.reason, ", ".join(way.capabilities))
-    return [table, ways]
+    return [key_values("this machine", [(name, value) for name, value in facts.items() if value]), ways]
 
 
 def _selftest_table(results: "tuple[SelfTest, ...]") -> Any:

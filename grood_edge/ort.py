@@ -99,13 +99,11 @@ def open_ort(model: bytes, provider: str = "cpu", threads: int | None = None) ->
             f"provider {provider!r} was asked for, but this onnxruntime {onnxruntime.__version__} has no {name}. "
             "Install onnxruntime-gpu in its place (pip install 'grood-edge[gpu]'), or use --provider cpu"
         )
-    options = _session_options(provider, threads)
+    options, providers = _session_options(provider, threads), _providers(provider, model)
     try:
         # Its Python part would print to stdout, and open or run the model again on the CPU.
-        session = onnxruntime.InferenceSession(model, options, providers=_providers(provider, model), enable_fallback=0)
+        session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
         session.disable_fallback()  # older releases do not know the argument, and a run has a fallback of its own
-    except BackendError:
-        raise
     except Exception as error:  # the only base class that onnxruntime's exceptions share
         reason = _first_line(error).rstrip(".") + _ADVICE.get(provider, "")
         raise BackendError(f"onnxruntime cannot open the model on {provider}: {reason}") from error

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from grood_edge.errors import OutputError
 
-__all__ = ["check_output", "publish", "published"]
+__all__ = ["check_output", "publish", "published", "write_through"]
 
 
 def check_output(path: Path, force: bool) -> None:
@@ -43,11 +43,16 @@ def publish(data: bytes, path: Path, force: bool, check: Callable[[Path], None] 
         OutputError: the file cannot be written, or `path` exists and `force` is not set.
     """
     with published(path, force) as temporary:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        write_through(temporary, data)
         check(temporary)
+
+
+def write_through(path: Path, data: bytes) -> None:
+    """Write a file, and wait until the disk has it."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager

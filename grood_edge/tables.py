@@ -20,6 +20,7 @@ __all__ = [
     "decision_rows",
     "demo_tables",
     "guarantee_sentence",
+    "key_values",
     "probe_document",
     "probe_table",
     "score_document",
@@ -33,7 +34,7 @@ def written_table(report: Any) -> Table:
     """Return the summary of an export or a recalibration (`ExportReport` or `RecalibrateReport`)."""
     contract, verified = report.contract, report.verification
     size = report.path.stat().st_size
-    return _key_values(
+    return key_values(
         f"wrote {report.path} ({size:,} bytes)",
         [
             *_network_rows(contract),
@@ -132,7 +133,7 @@ def score_tables(summary: ScoreSummary, session: Session, rows: list[ScoreRow]) 
         ("decision", _rule_sentence(session)),
         ("guarantee", guarantee_sentence(session.contract) + _at_another_alpha(session)),
     ]
-    return [*([table] if rows else []), _key_values("summary", counts)]
+    return [*([table] if rows else []), key_values("summary", counts)]
 
 
 def _at_another_alpha(session: Session) -> str:
@@ -161,8 +162,8 @@ def demo_tables(report: Any) -> list[Any]:
     note = (
         "* FPR95: share of OOD accepted when 95 % of ID is accepted. Called OOD on the ID row is the false-alarm rate."
     )
-    paths = _key_values("written", [(name, str(path)) for name, path in report.paths.items()])
-    facts = _key_values(
+    paths = key_values("written", [(name, str(path)) for name, path in report.paths.items()])
+    facts = key_values(
         "measured",
         [
             ("accuracy on ID test", f"{report.accuracy:.1%}"),
@@ -178,7 +179,7 @@ def _contract_document(contract: Contract) -> dict[str, Any]:
     return document
 
 
-def _key_values(title: str, rows: list[tuple[str, str]]) -> Table:
+def key_values(title: str, rows: list[tuple[str, str]]) -> Table:
     """Return a two-column table."""
     table = Table(title=title, box=rich.box.SIMPLE_HEAD, show_header=False, title_justify="left")
     table.add_column(no_wrap=True)
@@ -230,7 +231,7 @@ def states_alpha(contract: Contract) -> bool:
 def artifact_table(artifact: Artifact) -> Table:
     """Return everything the contract says, for people."""
     contract = artifact.contract
-    return _key_values(
+    return key_values(
         "artifact",
         [*_network_rows(contract), *decision_rows(contract), *_file_rows(artifact)],
     )

@@ -1,9 +1,7 @@
 """Building an engine: parse, check the types, build; with progress, cancellation, and errors in words."""
 
 import contextlib
-import os
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -13,8 +11,9 @@ from types import FrameType
 from typing import Any
 
 from grood_edge.artifact import Artifact
-from grood_edge.errors import BackendError
+from grood_edge.errors import BackendError, OutputError
 from grood_edge.progress import Progress
+from grood_edge.publishing import published
 from grood_edge.runtime.engine_spec import BuildSpec
 from grood_edge.runtime.layer_types import count_types, graph_products, read_layers, require_precision
 from grood_edge.runtime.trt_api import TrtApi, process_logger, without_noise
@@ -212,15 +211,10 @@ def _save_timing_cache(config: Any, cache: Any, path: Path | None) -> None:
     content = None if kept is None else kept.serialize()
     if content is None or path is None:
         return
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, OutputError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(bytes(memoryview(content)))
-            Path(name).replace(path)
-        finally:
-            Path(name).unlink(missing_ok=True)
+        with published(path, force=True, mode=0o600) as temporary:
+            temporary.write_bytes(bytes(memoryview(content)))
 
 
 def _failed(api: TrtApi, said: list[str]) -> str:

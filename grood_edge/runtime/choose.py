@@ -17,7 +17,7 @@ from grood_edge.runtime.backend import Backend
 from grood_edge.runtime.compile import CompileOptions, choose_api, compile_artifact, engine_path, present_device
 from grood_edge.runtime.cuda import open_device
 from grood_edge.runtime.engine import OpenedEngine, open_engine, runs_on
-from grood_edge.runtime.engine_spec import Device
+from grood_edge.runtime.engine_spec import BuildSpec, Device
 from grood_edge.runtime.onnxrt import OnnxRuntimeBackend
 from grood_edge.runtime.parity import require_parity
 from grood_edge.runtime.trt import TrtBackend
@@ -28,7 +28,6 @@ __all__ = ["AUTO_ORDER", "BackendName", "Choice", "Chosen", "choose_backend"]
 
 BackendName = Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"]
 AUTO_ORDER = ("tensorrt", "tensorrt-rtx", "onnxruntime on cuda", "onnxruntime on cpu")
-BATCH = 8  # the largest that `auto` checks onnxruntime on CUDA with
 _MAX_RECORD_BYTES = 10_000
 _LOG = logging.getLogger("grood_edge")
 
@@ -99,7 +98,7 @@ def choose_backend(path: Path, artifact: Artifact, choice: Choice, progress: Pro
 def _cuda(artifact: Artifact, threads: int | None) -> Backend:
     backend, reference = OnnxRuntimeBackend(artifact, "cuda", threads), OnnxRuntimeBackend(artifact)
     try:
-        require_parity(backend, artifact.contract, reference, BATCH)
+        require_parity(backend, artifact.contract, reference, BuildSpec.batch[2])
     except BaseException:
         backend.close()
         raise

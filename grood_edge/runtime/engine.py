@@ -39,10 +39,10 @@ from grood_edge.runtime.sidecar import (
 )
 from grood_edge.runtime.trt_api import TrtApi
 from grood_edge.runtime.user_key import open_no_link, signature, user_key
+from grood_edge.user_folders import WRITABLE_BY_OTHERS
 
 __all__ = ["Device", "OpenedEngine", "open_engine", "rebuild_command", "require_safe_folder", "runs_on"]
 
-_WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 _PORTABLE = ((8, 0), (8, 6), (8, 9))  # and everything from 12.0 on: what TensorRT-RTX builds for without --sm
 
 
@@ -113,7 +113,7 @@ def require_safe_folder(folder: Path) -> None:
         BackendError: says how to close it.
     """
     mode = folder.resolve().stat().st_mode
-    if os.name == "posix" and mode & _WRITABLE_BY_OTHERS:
+    if os.name == "posix" and mode & WRITABLE_BY_OTHERS:
         raise BackendError(
             f"others can write the folder {folder} (mode {stat.S_IMODE(mode):04o}), and engines are native code: "
             f"choose another with --out, or close it: chmod go-w {shlex.quote(str(folder))}"
@@ -177,10 +177,10 @@ def _require_safe_place(refusals: _Refusals, path: Path) -> None:
             )
         if not stat.S_ISREG(status.st_mode):
             raise refusals.error(f"{item.name} is not a regular file")
-        if os.name == "posix" and status.st_mode & _WRITABLE_BY_OTHERS:
+        if os.name == "posix" and status.st_mode & WRITABLE_BY_OTHERS:
             raise refusals.error(f"others can write {item.name} (mode {stat.S_IMODE(status.st_mode):04o})")
     folder = path.resolve().parent
-    if os.name == "posix" and folder.stat().st_mode & _WRITABLE_BY_OTHERS:
+    if os.name == "posix" and folder.stat().st_mode & WRITABLE_BY_OTHERS:
         raise refusals.error(
             f"others can write its folder {folder} (mode {stat.S_IMODE(folder.stat().st_mode):04o})",
             first=f"chmod go-w {shlex.quote(str(folder))} && ",

@@ -16,6 +16,7 @@ from grood_edge.contract import Contract
 from grood_edge.errors import BackendError
 from grood_edge.runtime.engine_spec import precision_of
 from grood_edge.runtime.trt_api import TrtApi, process_logger
+from grood_edge.runtime.trt_plan import open_plan
 from grood_edge.stored_head import GROUP
 
 __all__ = ["Layer", "Product", "count_types", "graph_products", "inspected_types", "read_layers", "require_precision"]
@@ -227,13 +228,7 @@ def inspected_types(api: TrtApi, plan: bytes, contract: Contract) -> dict[str, i
     """
     if not api.capabilities.inspector:
         return None
-    runtime = api.module.Runtime(process_logger(api))
-    engine = runtime.deserialize_cuda_engine(plan)
-    if engine is None:
-        raise BackendError(
-            f"{api.family} {api.version} cannot open the engine that it has just built, so nothing was written; run "
-            "grood-edge selftest, or use --backend onnxruntime"
-        )
+    _runtime, engine = open_plan(api, plan, process_logger(api))
     inspector = engine.create_engine_inspector()
     if inspector is None:
         return None

@@ -1,8 +1,7 @@
 """Build, verify and time a small artifact on every backend that is here."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,11 +11,13 @@ import numpy as np
 
 from grood_edge.artifact import Artifact, read_artifact
 from grood_edge.errors import GroodEdgeError, MissingExtraError
+from grood_edge.ort import PROVIDERS
 from grood_edge.progress import Progress, silent
 from grood_edge.runtime.backend import Backend
-from grood_edge.runtime.compile import Compiled, CompileOptions, choose_api, compile_artifact, present_device
+from grood_edge.runtime.compile import CompileOptions, choose_api, compile_artifact, present_device
 from grood_edge.runtime.cuda import open_device
 from grood_edge.runtime.engine import open_engine
+from grood_edge.runtime.engine_spec import BuildSpec
 from grood_edge.runtime.onnxrt import OnnxRuntimeBackend
 from grood_edge.runtime.parity import require_parity
 from grood_edge.runtime.trt import TrtBackend
@@ -28,12 +29,12 @@ MODEL = Path(__file__).with_name("selftest.onnx")
 BACKENDS = ("onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-tensorrt-ep", "tensorrt", "tensorrt-rtx")
 Status = Literal["passed", "built, not run", "not here", "FAILED"]
 WARM_UP, RUNS = 5, 30
-BATCH = 8
+BATCH = BuildSpec.batch[2]  # the largest that is tested: what engines are built for
 
 
 @dataclass(frozen=True)
 class SelfTest:
-    """One backend: what came of it, and where it ran, its errors and the time of one image and of a batch of eight.
+    """One backend: what came of it and why; where it ran, its largest error and its times.
 
     milliseconds: median of one image, of a batch; ratio: of one image to onnxruntime's on the CPU, in the same run.
     """
@@ -85,8 +86,6 @@ def _status_of(name: str) -> Status:
     if name.startswith("onnxruntime"):
         import onnxruntime
 
-        from grood_edge.ort import PROVIDERS
-
         provider = name.removeprefix("onnxruntime-")
         listed = PROVIDERS[provider] in onnxruntime.get_available_providers()
         # the GPU package lists all of its providers on any machine
@@ -100,7 +99,8 @@ def _status_of(name: str) -> Status:
 
 def _tested(name: str, model: Path, artifact: Artifact, reference: Backend) -> SelfTest:
     if name.startswith("onnxruntime"):
-        return _verified(name, OnnxRuntimeBackend(artifact, name.removeprefix("onnxruntime-")), artifact, reference)
+        with closing(OnnxRuntimeBackend(artifact, name.removeprefix("onnxruntime-"))) as backend:
+            return _verified(name, backend, artifact, reference)
     family: Family = "tensorrt" if name == "tensorrt" else "tensorrt-rtx"
     with TemporaryDirectory() as folder:
         Path(folder).chmod(0o700)
@@ -110,20 +110,10 @@ def _tested(name: str, model: Path, artifact: Artifact, reference: Backend) -> S
         if device.compute_capability is None:
             reason = f"{api.family} {api.version} built an engine, and there is no GPU to run it"
             return SelfTest(name, "built, not run", reason, build_seconds=round(compiled.seconds, 2))
-        with _engine_backend(artifact, family, compiled) as backend:
-            found = _verified(name, backend, artifact, reference)
+        plan = open_engine(compiled.path, artifact, api, device).plan
+        with closing(TrtBackend(api, plan, artifact.contract, open_device(), process_logger(api))) as engine:
+            found = _verified(name, engine, artifact, reference)
         return replace(found, build_seconds=round(compiled.seconds, 2))
-
-
-@contextmanager
-def _engine_backend(artifact: Artifact, family: Family, compiled: Compiled) -> Iterator[TrtBackend]:
-    api, device = load_api(family), present_device()
-    opened = open_engine(compiled.path, artifact, api, device)
-    backend = TrtBackend(api, opened.plan, artifact.contract, open_device(), process_logger(api))
-    try:
-        yield backend
-    finally:
-        backend.close()
 
 
 def _verified(name: str, backend: Backend, artifact: Artifact, reference: Backend) -> SelfTest:

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from grood_edge import __version__
 from grood_edge.artifact import Artifact
 from grood_edge.contract import Contract
 from grood_edge.contract_reader import MAX_CONTRACT_BYTES, contract_from_json, read_value, strict_json
-from grood_edge.publishing import published
+from grood_edge.publishing import published, write_through
 from grood_edge.runtime.build import BuildSettings, Built
 from grood_edge.runtime.engine_spec import CURRENT, BuildSpec, Device, engine_key, precision_of, source_digest
 from grood_edge.runtime.trt_api import TrtApi
@@ -119,22 +118,15 @@ def publish_engine(path: Path, plan: bytes, sidecar: Sidecar, contract: Contract
     placed = whole = False
     try:
         with published(sidecar_path(path), force, _MODE) as beside:
-            _write(beside, text.encode())
+            write_through(beside, text.encode())
             with published(path, force, _MODE) as temporary:
-                _write(temporary, plan)
+                write_through(temporary, plan)
             placed = True
         whole = True
     finally:
         if placed and not whole:  # an engine without its sidecar would be in the way of the next build
             for left in (path, sidecar_path(path)):
                 left.unlink(missing_ok=True)
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _document(sidecar: Sidecar, contract: Contract) -> dict[str, Any]:

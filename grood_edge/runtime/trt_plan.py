@@ -11,7 +11,7 @@ from grood_edge.errors import BackendError
 from grood_edge.outputs import OUTPUT_NAMES, outputs_from_arrays
 from grood_edge.runtime.trt_api import TrtApi
 
-__all__ = ["EngineTensor", "LoadedEngine", "load_engine", "logged_reason"]
+__all__ = ["EngineTensor", "LoadedEngine", "load_engine", "logged_reason", "open_plan"]
 
 _REBUILD = "build the engine again from this artifact: grood-edge compile ARTIFACT.onnx"
 
@@ -71,6 +71,19 @@ def load_engine(api: TrtApi, plan: bytes, contract: Contract, logger: Any) -> Lo
     Raises:
         BackendError: TensorRT refuses it, or it is not an engine of this artifact.
     """
+    runtime, engine = open_plan(api, plan, logger)
+    tensors = tuple(_tensor(api, engine, engine.get_tensor_name(i)) for i in range(engine.num_io_tensors))
+    _require_agreement(tensors, contract)
+    least, most = _batch_range(engine)
+    return LoadedEngine(engine, runtime, logger, tensors, least, most)
+
+
+def open_plan(api: TrtApi, plan: bytes, logger: Any) -> tuple[Any, Any]:
+    """Deserialise a plan without code of its host; returns the runtime, which must outlive it, and the engine.
+
+    Raises:
+        BackendError: TensorRT cannot start, or refuses the plan.
+    """
     said = logger.count
     try:
         runtime = api.module.Runtime(logger)
@@ -85,10 +98,7 @@ def load_engine(api: TrtApi, plan: bytes, contract: Contract, logger: Any) -> Lo
     if engine is None:
         reason = logged_reason(logger, said)
         raise BackendError(f"{api.family} {api.version} cannot read the engine: {reason}; {_REBUILD}")
-    tensors = tuple(_tensor(api, engine, engine.get_tensor_name(i)) for i in range(engine.num_io_tensors))
-    _require_agreement(tensors, contract)
-    least, most = _batch_range(engine)
-    return LoadedEngine(engine, runtime, logger, tensors, least, most)
+    return runtime, engine
 
 
 def _tensor(api: TrtApi, engine: Any, name: str) -> EngineTensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from grood_edge.errors import BackendError
+from grood_edge.user_folders import user_folder
 
 __all__ = ["key_path", "open_no_link", "signature", "user_key"]
 
@@ -22,12 +23,10 @@ def key_path() -> Path:
     Raises:
         BackendError: the user has no home folder.
     """
-    named = os.environ.get("XDG_DATA_HOME", "")
     try:
-        data = Path(named) if os.path.isabs(named) else Path.home() / ".local" / "share"  # as the standard says
+        return user_folder("XDG_DATA_HOME", ".local/share") / "engine.key"
     except RuntimeError as error:
         raise BackendError(f"no folder for the engine key ({error}); set XDG_DATA_HOME to one of your own") from error
-    return data / "grood-edge" / "engine.key"
 
 
 def user_key(create: bool) -> bytes | None:

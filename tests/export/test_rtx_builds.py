@@ -8,13 +8,18 @@ import numpy as np
 import onnx
 import pytest
 
+from grood_edge.artifact import read_artifact
 from grood_edge.export import ExportOptions, export_model
 from grood_edge.export.preflight import preflight
 from grood_edge.export.torch_classifier import onnx_from_torch
+from grood_edge.progress import silent
+from grood_edge.runtime.build_process import build_apart
+from grood_edge.runtime.engine_spec import BuildSpec
+from grood_edge.runtime.trt_api import load_api
 from tests.export.backbones import BACKBONES, fitted_network
 from tests.export.conftest import DIGIT_PREPROCESSING, Batches
 from tests.export.networks import legacy_onnx
-from tests.rtx import build_rtx, digest_at_fixed_addresses
+from tests.rtx import build_rtx, require_fixed_addresses
 
 PRECISIONS: tuple[Literal["fp32", "fp16", "int8"], ...] = ("fp32", "fp16", "int8")
 COMPUTE_CAPABILITIES = ("SM80", "SM86", "SM89", "SM120")
@@ -92,5 +97,7 @@ def test_becomes_an_engine(artifact: Built) -> None:
 def test_two_builds_are_the_same_bytes(artifact: Built) -> None:
     if not artifact.path.stem.startswith("resnet"):
         pytest.skip("of one network is enough")
-    first, second = (digest_at_fixed_addresses(artifact.path, ("SM89",)) for _ in range(2))
+    require_fixed_addresses()
+    api, spec = load_api("tensorrt-rtx"), BuildSpec(targets=("SM89",))
+    first, second = (build_apart(api, read_artifact(artifact.path), spec, silent).plan for _ in range(2))
     assert first == second

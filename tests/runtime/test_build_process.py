@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from grood_edge.runtime import build_process
 from grood_edge.runtime.build_process import build_apart
 from grood_edge.runtime.engine_spec import BuildSpec
 from grood_edge.runtime.trt_api import TrtApi
+from tests.rtx import require_fixed_addresses
 from tests.runtime.engines import Name, with_precision
 
 SPEC = BuildSpec((1, 2, 4), ("SM86", "SM120"))
@@ -33,9 +33,7 @@ def replaced(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
 def test_two_builds_are_byte_identical(
     rtx: TrtApi, digit_artifact: Artifact, name: Name, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    can = subprocess.run(["setarch", "-R", "true"], capture_output=True, check=False).returncode == 0
-    if not can:
-        pytest.skip("this machine does not let a process fix its memory layout")
+    require_fixed_addresses()
     artifact = digit_artifact if name == "fp32" else with_precision(digit_artifact, name)
     first = build_apart(rtx, artifact, SPEC, silent)
     monkeypatch.setenv("SOMETHING_ELSE", "x" * 3000)

@@ -381,7 +381,7 @@ class TestPublishing:
                 raise error
             path.write_bytes(data)
 
-        monkeypatch.setattr(sidecar_module, "_write", failing)
+        monkeypatch.setattr(sidecar_module, "write_through", failing)
         (tmp_path / "out").mkdir()
         with pytest.raises((KeyboardInterrupt, OutputError)):
             self.publish(engine, tmp_path / "out", engine.artifact.contract)
