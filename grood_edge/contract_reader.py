@@ -24,12 +24,14 @@ from grood_edge.contract import (
     Precision,
     Scale,
     Selection,
+    StreamCalibration,
 )
 from grood_edge.errors import ArtifactError, UsageError
 from grood_edge.preprocessing import Preprocessing
 
 __all__ = [
     "MAX_CONTRACT_BYTES",
+    "MAX_EPISODES",
     "MAX_OOD_PROTOTYPES",
     "MAX_PROBES",
     "MAX_PROBE_CHARACTERS",
@@ -53,6 +55,8 @@ MAX_TOOLS = 64
 MAX_OOD_PROTOTYPES = 8
 MAX_TRIALS = 64  # candidates, scales, bank sizes and precisions in the tables of what was tried
 MAX_FLOAT_LAYERS = 10_000
+MAX_EPISODES = 10_000
+MAX_FPS = 10_000.0
 MIN_SCALE, MAX_SCALE = 1e-6, 1e6  # of distances
 MAX_PROBE_CHARACTERS = 512 << 10  # of base64, for all probes together
 
@@ -154,6 +158,8 @@ def _check_consistency(contract: Contract) -> None:
         f"{len(sizes)} class sizes for {len(contract.classes)} classes",
     )
     calibration_rules = [*_calibration_rules(contract.calibration), grouped]
+    if contract.stream is not None:
+        calibration_rules += _stream_rules(contract.stream)
     for holds, found in (*_network_rules(contract), *calibration_rules, *_probe_rules(contract)):
         if not holds:
             raise ArtifactError(f"the contract contradicts itself: it has {found}; export the artifact again")
@@ -271,6 +277,19 @@ def _calibration_rules(calibration: Calibration) -> list[tuple[bool, str]]:
         (calibration.guarantee == "none" or _is_carried(calibration), f"a k of {calibration.k} that n does not carry"),
         (list(quantiles) == sorted(quantiles) and len(quantiles) == 7, "other than 7 ascending quantiles"),
         (_SHA256.fullmatch(calibration.data_digest) is not None, f"data digest {_short(calibration.data_digest)}"),
+    ]
+
+
+def _stream_rules(stream: StreamCalibration) -> list[tuple[bool, str]]:
+    maxima, times = stream.maxima, [t for t in (stream.correlation, stream.interval) if t is not None]
+    return [
+        (0 < stream.fps <= MAX_FPS, f"episodes at {stream.fps} frames a second"),
+        (1 <= stream.episodes <= MAX_EPISODES, f"{stream.episodes} episodes"),
+        (stream.frames >= stream.episodes, f"{stream.frames} frames in {stream.episodes} episodes"),
+        (all(t >= 0 for t in times), "a negative time between frames of a stream"),
+        (len(maxima) in (0, stream.episodes), f"{len(maxima)} maxima of {stream.episodes} episodes"),
+        (list(maxima) == sorted(maxima, reverse=True), "maxima of the episodes that are not descending"),
+        (_SHA256.fullmatch(stream.data_digest) is not None, f"data digest {_short(stream.data_digest)}"),
     ]
 
 

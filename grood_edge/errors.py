@@ -27,6 +27,7 @@ __all__ = [
     "InputError",
     "MissingExtraError",
     "OutputError",
+    "SourceError",
     "UsageError",
     "VerificationError",
 ]
@@ -66,6 +67,12 @@ class ArtifactError(InputError):
 
 class FrameError(InputError):
     """A frame with the wrong dtype or shape."""
+
+
+class SourceError(InputError):
+    """A camera, video or recording that cannot be opened, or that vanished."""
+
+    exit_code = 3
 
 
 class OutputError(GroodEdgeError):

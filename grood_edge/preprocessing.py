@@ -17,7 +17,7 @@ from PIL import Image
 from grood_edge.arrays import Frame, InputFrame
 from grood_edge.errors import FrameError, UsageError
 
-__all__ = ["PRESETS", "Preprocessing", "PreprocessingOptions", "preprocess_frame", "resolve_preprocessing"]
+__all__ = ["PRESETS", "Camera", "Preprocessing", "PreprocessingOptions", "preprocess_frame", "resolve_preprocessing"]
 
 MAX_SIDE = 16_384
 _FILTERS = {
@@ -31,14 +31,38 @@ _CROP_FRACTION = 224 / 256  # short side before the crop = input size / this, ro
 
 
 @dataclass(frozen=True)
+class Camera:
+    """The raw frames that the graph itself resizes and crops: height and width in pixels, order of the channels."""
+
+    height: int
+    width: int
+    layout: Literal["rgb", "bgr", "gray"]
+
+    def __post_init__(self) -> None:
+        """Refuse what no camera delivers.
+
+        Raises:
+            UsageError: a side outside 1..16,384.
+        """
+        if not (1 <= self.height <= MAX_SIDE and 1 <= self.width <= MAX_SIDE):
+            raise UsageError(f"a camera of {self.height}x{self.width} pixels; expected sides of 1 to {MAX_SIDE:,}")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of a frame."""
+        return self.height, self.width, 1 if self.layout == "gray" else 3
+
+
+@dataclass(frozen=True)
 class Preprocessing:
     """What happens between a camera frame and the classifier.
 
-    height, width: the graph's input size in pixels. channels: 3 (RGB) or 1 (grey).
+    height, width: the classifier's input size in pixels. channels: 3 (RGB) or 1 (grey).
     crop `center`: the short side is resized to `short_side`, the long side to floor(long * short_side / short),
-    then the centre is cut out, offsets rounded half to even. crop `none`: the whole frame is resized to the
-    input size, whatever its aspect ratio (`short_side` is None).
+    then the centre is cut out, offsets rounded half to even. crop `stretch`: the whole frame is resized to
+    the input size, whatever its aspect ratio (`short_side` is None).
     mean, std: per channel, in grey levels 0..255: the classifier sees (pixel - mean) / std.
+    camera: None, or the frames that the graph takes and brings to the classifier's input size itself.
     """
 
     preset: str
@@ -46,10 +70,11 @@ class Preprocessing:
     width: int
     channels: int
     filter: Literal["nearest", "bilinear", "bicubic", "lanczos"]
-    crop: Literal["center", "none"]
+    crop: Literal["center", "stretch"]
     short_side: int | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    camera: Camera | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no frame could be put through.
@@ -64,7 +89,7 @@ class Preprocessing:
             (all(map(math.isfinite, self.mean)), f"mean {self.mean} (expected finite numbers)"),
             (all(0 < value < math.inf for value in self.std), f"std {self.std} (expected finite numbers above 0)"),
             (
-                (self.crop == "none") == (self.short_side is None),
+                (self.crop == "stretch") == (self.short_side is None),
                 f"crop {self.crop} with short side {self.short_side}",
             ),
             (
@@ -83,7 +108,7 @@ class Preset:
 
     size: int | None
     filter: Literal["bilinear", "bicubic"]
-    crop: Literal["center", "none"]
+    crop: Literal["center", "stretch"]
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -92,7 +117,7 @@ PRESETS = {
     "imagenet": Preset(224, "bilinear", "center", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
     "efficientnet-lite": Preset(224, "bicubic", "center", (127.0,) * 3, (128.0,) * 3),
     "inception": Preset(299, "bilinear", "center", (127.5,) * 3, (127.5,) * 3),
-    "none": Preset(None, "bilinear", "none", (0.0,) * 3, (1.0,) * 3),
+    "none": Preset(None, "bilinear", "stretch", (0.0,) * 3, (1.0,) * 3),
 }
 
 
@@ -107,7 +132,7 @@ class PreprocessingOptions:
     preset: str | None = None
     input_size: tuple[int, int] | None = None
     resize: int | None = None
-    crop: Literal["center", "none"] | None = None
+    crop: Literal["center", "stretch"] | None = None
     filter: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -136,7 +161,7 @@ def resolve_preprocessing(
     if crop == "center":
         short_side = options.resize if options.resize is not None else round(max(height, width) / _CROP_FRACTION)
     elif options.resize is not None:
-        raise UsageError("--resize sets the short side before a centre crop; it cannot be used with --crop none")
+        raise UsageError("--resize sets the short side before a centre crop; it cannot be used with --crop stretch")
     changed = any(
         value is not None for value in (options.resize, options.crop, options.filter, options.mean, options.std)
     )

@@ -1,5 +1,6 @@
 """Fixtures that many tests share: real digits, a network trained on them, and the artifact made of both."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,9 @@ import pytest
 from grood_edge.demo.images import DemoImages, write_images
 from grood_edge.demo.network import DigitNetwork, trained_network
 from grood_edge.export import ExportOptions, PreprocessingOptions, export_model
+
+# A shell that starts the suite in the background leaves SIGINT ignored, and commands under test would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DIGIT_OPTIONS = ExportOptions(preprocessing=PreprocessingOptions(input_size=(32, 32), mean=(0.0,), std=(1.0,)))
 

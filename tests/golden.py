@@ -50,7 +50,7 @@ GOLDEN_TEXT = (
     '-2.25,-1.5,-0.375,0.25,0.375,0.5],"scores":"AAAgwAAAgD4AAIC/AAAAPw=="},"classes":["a","größe"],'
     '"classifier":{"batch":"dynamic","bgr":false,"dimension":4,"features_pooled":false,"features_tensor":"f",'
     '"layout":"NHWC","logits_tensor":"l","opset":19,"source":"onnx"},'
-    '"digests":{"contract":"d6c953384e433174ad5c6fa23d0423ba21ce243e4261d87499d6bae2402ceca2",'
+    '"digests":{"contract":"bb91bd6d166889830e2318d86200a0ad9ac08016246d74c715cafc0478555312",'
     '"graph":"1e7fa3f1d2ca401abae4370d5bbfe84edc9b54c6fc5df78b1d901a1d257be7c2"},"fit":{"accuracy":0.5,'
     '"classes_without_prototype":[],'
     '"data_digest":"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa","images":6,"labels":"folder",'
@@ -59,7 +59,7 @@ GOLDEN_TEXT = (
     '"precision":{"asked":"auto","float32_size":5,"float_layers":[],"images":6,"name":"fp32","ranges":null,'
     '"reason":"int8 flips too much","trials":[{"auroc_drop":null,"auroc_drop_bound":null,"feature_error":0.5,'
     '"flips":0.5,"flips_bound":0.25,"float_layers":0,"precision":"int8","size":2}]},'
-    '"preprocessing":{"channels":1,"crop":"none","filter":"bilinear","height":2,"mean":[0.0],'
+    '"preprocessing":{"camera":null,"channels":1,"crop":"stretch","filter":"bilinear","height":2,"mean":[0.0],'
     '"preset":"custom","short_side":null,"std":[255.0],"width":2},"probes":[{"class_id":1,"is_ood":false,'
     '"logits":[0.25098,1.501961],"name":"dots","ood_score":-0.824244,"p_value":0.6666666865348816,'
     '"png":"iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAAAAABX3VL4AAAADklEQVR4nGNg+M/o4AAABMUBgXsDZXgAAAAASUVORK5CYII=",'
@@ -67,7 +67,7 @@ GOLDEN_TEXT = (
     '{"auroc":0.75,"scale":2.0}],"value":2.0},"schema":"grood-edge.contract","selection":{"asked":"auto","candidates":[{"auroc":0.75,'
     '"difference":null,"name":"combination","standard_error":null},{"auroc":0.5,"difference":-0.25,"name":"mean",'
     '"standard_error":0.125}],"classes":2,"images":5,"reason":"as good as any"},"space":"features",'
-    '"tools":{"hand":"1"},"version":1}'
+    '"stream":null,"tools":{"hand":"1"},"version":1}'
 )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ from grood_edge.contract import (
     Scale,
     ScaleTrial,
     Selection,
+    StreamCalibration,
     decode_scores,
     encode_array,
     encode_scores,
@@ -43,8 +44,8 @@ PNG = "iVBORw0KGgoAAAANSUhEUgAAAAMAAAACCAAAAAC4HznGAAAAEElEQVR4nGNk0NBgrNDQAAADr
 HAND_MADE = Contract(
     classes=("ж cup", 'plate "blue"'),
     preprocessing=Preprocessing(
-        preset="custom", height=2, width=3, channels=1, filter="bilinear", crop="none", short_side=None,
-        mean=(0.0,), std=(255.0,),
+        preset="custom", height=2, width=3, channels=1, filter="bilinear", crop="stretch", short_side=None,
+        mean=(0.0,), std=(255.0,), camera=None,
     ),
     classifier=Classifier(
         source="onnx", layout="NCHW", bgr=False, batch="dynamic", opset=19, features_tensor="f", features_pooled=True,
@@ -78,6 +79,9 @@ HAND_MADE = Contract(
         class_sizes=(2, 2), class_ranks=(1, 1), scores="AAAgwAAAgD4AAIC/AAAAPw==", data_digest="b" * 64,
         quantiles=(-2.5, -2.35, -1.75, -0.375, 0.125, 0.25, 0.5),
     ),
+    stream=StreamCalibration(
+        fps=30.0, episodes=2, frames=900, correlation=0.25, interval=0.5, maxima=(2.5, 0.125), data_digest="c" * 64,
+    ),
     tools={"numpy": "2.0", "grood-edge": "0.1.0"},
     probes=(
         Probe(
@@ -103,7 +107,7 @@ GOLDEN = (
     '"precision":{"asked":"auto","float32_size":4000,"float_layers":["conv_0","fc"],"images":6,"name":"int8",'
     '"ranges":"percentile","reason":"decides alike","trials":[{"auroc_drop":0.25,"auroc_drop_bound":null,'
     '"feature_error":0.125,"flips":0.5,"flips_bound":0.25,"float_layers":2,"precision":"int8","size":1000}]},'
-    '"preprocessing":{"channels":1,"crop":"none","filter":"bilinear","height":2,"mean":[0.0],"preset":"custom",'
+    '"preprocessing":{"camera":null,"channels":1,"crop":"stretch","filter":"bilinear","height":2,"mean":[0.0],"preset":"custom",'
     '"short_side":null,"std":[255.0],"width":3},'
     '"probes":[{"class_id":0,"is_ood":false,"logits":[1.5,-0.0],"name":"ramp","ood_score":-1.25,"p_value":0.75,'
     '"png":"' + PNG + '","valid":true}],'
@@ -115,10 +119,12 @@ GOLDEN = (
     '{"auroc":0.75,"difference":0.25,"name":"mean","standard_error":0.125}],'
     '"classes":2,"images":4,"reason":"mean is clearly better"},'
     '"space":"features",'
+    '"stream":{"correlation":0.25,"data_digest":"' + "c" * 64 + '","episodes":2,"fps":30.0,"frames":900,"interval":0.5,'
+    '"maxima":[2.5,0.125]},'
     '"tools":{"grood-edge":"0.1.0","numpy":"2.0"},'
     '"version":1}'
 )
-GOLDEN_DIGEST = "2af693106b3b32d87123930867b4ac037cb4b602c7190b2ff7b5987ce69cd835"
+GOLDEN_DIGEST = "0c4d8a71ea26e3dae32c032bb610a64d0de946d0eae6f9754fe3e1f42b48f86a"
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +221,7 @@ def at(document: Any, path: str) -> Any:
 
 def test_unknown_keys(document: dict[str, Any]) -> None:
     paths = every_object(document)
-    assert len(paths) == 18
+    assert len(paths) == 19
     for path in paths:
         other = copy.deepcopy(document)
         at(other, path)["surprise"] = 1
@@ -233,7 +239,7 @@ def test_missing_keys(document: dict[str, Any]) -> None:
             with pytest.raises(ArtifactError, match=expected.get(key, rf"missing keys.*'{key}'")):
                 read(other)
             count += 1
-    assert count == 15 + 9 + 9 + 8 + 8 + 4 + 2 * 2 + 5 + 2 * 4 + 4 + 9 + 2 * 3 + 8 + 12 + 8
+    assert count == 16 + 7 + 10 + 9 + 8 + 8 + 4 + 2 * 2 + 5 + 2 * 4 + 4 + 9 + 2 * 3 + 8 + 12 + 8
 
 
 WRONG_TYPES: list[tuple[str, Any]] = [

@@ -199,7 +199,7 @@ appended("metadata-not-utf8", "not UTF-8", encoded(14, encoded(1, b"\xff")))
 attack("tampered-names", "metadata 'names'", lambda: golden().replace(b"{0: 'a", b"{0: 'b"))
 attack("tampered-weights", "graph digest", lambda: golden().replace(struct.pack("<f", -2.5), b"\0\0\0\0", 1))
 attack("tampered-contract", "contract digest", lambda: golden().replace(b'"alpha":0.5', b'"alpha":0.4'))
-attack("tampered-digest", "contract digest", lambda: golden().replace(b'{"contract":"d', b'{"contract":"f', 1))
+attack("tampered-digest", "contract digest", lambda: golden().replace(b'{"contract":"b', b'{"contract":"f', 1))
 on_text("extra-digest", "canonical", '"digests":{', '"digests":{"a":"",')
 
 # The graph, sealed again

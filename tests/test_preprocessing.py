@@ -74,7 +74,7 @@ def random_part(rng: np.random.Generator, image: Image.Image, largest: int) -> I
 
 
 @pytest.mark.parametrize("name", list(FILTERS))
-@pytest.mark.parametrize("crop", ["center", "none"])
+@pytest.mark.parametrize("crop", ["center", "stretch"])
 def test_geometry_on_random_sizes(photos: list[Image.Image], name: Any, crop: Any) -> None:
     rng = np.random.default_rng(0)
     values = above_one = 0
@@ -115,7 +115,7 @@ def test_a_frame_of_the_input_size_is_cropped_like_any_other(photos: list[Image.
 
 def test_a_frame_that_needs_nothing_is_left_alone(photos: list[Image.Image]) -> None:
     frame = np.asarray(photos[1].resize((64, 48)))
-    np.testing.assert_array_equal(preprocess_frame(frame, resolved(input_size=(48, 64), crop="none")), frame)
+    np.testing.assert_array_equal(preprocess_frame(frame, resolved(input_size=(48, 64), crop="stretch")), frame)
     p = resolved(input_size=(48, 48), resize=48)
     np.testing.assert_array_equal(preprocess_frame(frame, p), frame[:, 8:56])
 
@@ -137,7 +137,7 @@ def test_nearest_takes_source_pixels(photos: list[Image.Image]) -> None:
 def test_result_does_not_depend_on_the_pillow_version(photos: list[Image.Image]) -> None:
     """Pillow 13 resamples some tall frames rows first, and bicubic clips its overshoots in between: other pixels."""
     scan = Image.fromarray((np.asarray(photos[5].crop((0, 0, 60, 172))) > 128).astype(np.uint8) * 255)
-    p = resolved(input_size=(60, 90), filter="bicubic", crop="none")
+    p = resolved(input_size=(60, 90), filter="bicubic", crop="stretch")
 
     def resize(between: tuple[int, int]) -> np.ndarray:
         both = scan.resize(between, FILTERS["bicubic"]).resize((90, 60), FILTERS["bicubic"])
@@ -149,7 +149,7 @@ def test_result_does_not_depend_on_the_pillow_version(photos: list[Image.Image])
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 8000), (8000, 1), (3, 3000), (4320, 7680), (7680, 4320), (2, 2)])
-@pytest.mark.parametrize("crop", ["center", "none"])
+@pytest.mark.parametrize("crop", ["center", "stretch"])
 def test_any_size(shape: tuple[int, int], crop: Any) -> None:
     p = resolved(preset="imagenet", crop=crop)
     ramp = np.linspace(0, 255, shape[1]).astype(np.uint8)
@@ -159,7 +159,7 @@ def test_any_size(shape: tuple[int, int], crop: Any) -> None:
     assert result.dtype == np.uint8
     assert result.flags.c_contiguous
     assert (np.diff(result[100, :, 0].astype(int)) >= 0).all()
-    if shape[1] > 1 and crop == "none":
+    if shape[1] > 1 and crop == "stretch":
         assert result[0, 0, 0] < 5
         assert result[0, -1, 0] > 250
 
@@ -169,13 +169,13 @@ def test_memory_stays_small_for_a_line(shape: tuple[int, int]) -> None:
     """Resizing first would take a picture of 256 x 51 million pixels."""
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     assert preprocess_frame(pixels, resolved(preset="imagenet")).shape == (224, 224, 3)
-    assert preprocess_frame(pixels, resolved(input_size=(64, 64), crop="none")).shape == (64, 64, 3)
+    assert preprocess_frame(pixels, resolved(input_size=(64, 64), crop="stretch")).shape == (64, 64, 3)
 
 
 def test_grey_becomes_rgb_and_rgb_becomes_grey(photos: list[Image.Image]) -> None:
     rgb = np.asarray(photos[2].resize((40, 30)))
     grey = np.asarray(Image.fromarray(rgb).convert("L"))
-    to_rgb, to_grey = resolved(input_size=(30, 40), crop="none"), resolved(channels=1, input_size=(30, 40))
+    to_rgb, to_grey = resolved(input_size=(30, 40), crop="stretch"), resolved(channels=1, input_size=(30, 40))
     for frame in (grey, grey[..., None]):
         np.testing.assert_array_equal(preprocess_frame(frame, to_rgb), np.repeat(grey[..., None], 3, axis=2))
         np.testing.assert_array_equal(preprocess_frame(frame, to_grey), grey[..., None])
@@ -198,7 +198,7 @@ def test_read_only_and_strided_frames(photos: list[Image.Image]) -> None:
 def test_the_frame_is_not_changed(photos: list[Image.Image]) -> None:
     frame = np.array(photos[0])
     digest = hashlib.sha256(frame.tobytes()).digest()
-    result = preprocess_frame(frame, resolved(input_size=frame.shape[:2], crop="none"))
+    result = preprocess_frame(frame, resolved(input_size=frame.shape[:2], crop="stretch"))
     assert not np.shares_memory(result, frame)
     assert hashlib.sha256(frame.tobytes()).digest() == digest
 
@@ -243,14 +243,14 @@ def test_presets(preset: str, expected: tuple[int, int, str, tuple[float, ...], 
 
 def test_preset_none_passes_pixels_through() -> None:
     p = resolve_preprocessing(options(preset="none"), 3, (60, 80))
-    assert (p.height, p.width, p.crop, p.short_side, p.mean, p.std) == (60, 80, "none", None, (0, 0, 0), (1, 1, 1))
+    assert (p.height, p.width, p.crop, p.short_side, p.mean, p.std) == (60, 80, "stretch", None, (0, 0, 0), (1, 1, 1))
 
 
 def test_defaults_without_options() -> None:
     rgb = resolve_preprocessing(options(), 3, (None, None))
     assert (rgb.preset, rgb.height, rgb.short_side) == ("imagenet", 224, 256)
     grey = resolve_preprocessing(options(), 1, (28, 28))
-    assert (grey.preset, grey.mean, grey.std, grey.crop) == ("custom", (0.0,), (255.0,), "none")
+    assert (grey.preset, grey.mean, grey.std, grey.crop) == ("custom", (0.0,), (255.0,), "stretch")
 
 
 def test_mean_and_std_are_fractions_of_full_scale() -> None:
@@ -281,7 +281,7 @@ REFUSED = [
     ({}, 1, (28, None), r"give it with --input-size"),
     ({"input_size": (96, 96)}, 3, (224, None), r"asks for height 96, but .* fixed at 224"),
     ({"input_size": (224, 96)}, 3, (None, 224), r"asks for width 96, but .* fixed at 224"),
-    ({"resize": 256, "crop": "none"}, 3, (None, None), r"cannot be used with --crop none"),
+    ({"resize": 256, "crop": "stretch"}, 3, (None, None), r"cannot be used with --crop stretch"),
     ({"resize": 200}, 3, (None, None), r"short side 200 \(expected at least the input size 224x224\)"),
     ({"input_size": (0, 224)}, 3, (None, None), r"input size 0x224"),
     ({"input_size": (224, 100_000)}, 3, (None, None), r"input size 224x100000"),

@@ -295,7 +295,7 @@ class TestMake:
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (224, 224), (1, 1), (1, 7), (299, 200), (3, 2)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_synthetic_frames(height: int, width: int, channels: int) -> None:
-    p = resolve_preprocessing(PreprocessingOptions(input_size=(height, width), crop="none"), channels, (None, None))
+    p = resolve_preprocessing(PreprocessingOptions(input_size=(height, width), crop="stretch"), channels, (None, None))
     frames = synthetic_frames(p)
     assert len({name for name, _ in frames}) == 10
     for _, frame in frames:

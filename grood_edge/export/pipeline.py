@@ -127,6 +127,7 @@ def export_model(
         bank=fitted.bank,
         fit=fitted.fit,
         calibration=calibration,
+        stream=None,
         tools=tool_versions(("torch",) if inputs.classifier.source != "onnx" else ()),
         probes=(),
     )

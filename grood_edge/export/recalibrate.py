@@ -111,7 +111,7 @@ def recalibrate(
         stored = model_with_tensors(stored, head_tensors(fitted.head))
     stored, calibration = calibrated(stored, fitted, before.classes, before.space)
     progress("fitting statistics", 1, 1)
-    contract = replace(before, calibration=calibration, bank=fitted.bank, fit=fitted.fit)
+    contract = replace(before, calibration=calibration, bank=fitted.bank, fit=fitted.fit, stream=None)
     session = open_ort(stored)
     contract = replace(contract, probes=_again(session, contract, head_from_model(stored)))
     frames = verification_frames(passes.fit.check_samples, before.preprocessing)

@@ -95,8 +95,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def asked(normalisation: str) -> PreprocessingOptions:
     if normalisation == "ToTensor":
-        return PreprocessingOptions(mean=(0.0,), std=(1.0,), crop="none")
-    return PreprocessingOptions(preset=normalisation, crop="none")
+        return PreprocessingOptions(mean=(0.0,), std=(1.0,), crop="stretch")
+    return PreprocessingOptions(preset=normalisation, crop="stretch")
 
 
 def export(network: nn.Module, folder: Path, out: Path, options: ExportOptions) -> float | None:
