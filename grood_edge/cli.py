@@ -27,6 +27,7 @@ from grood_edge.cli_options import (
     RuleOrNone,
     Trust,
 )
+from grood_edge.cli_watch import watch_command
 from grood_edge.errors import GroodEdgeError
 
 __all__ = ["app", "main"]
@@ -147,6 +148,7 @@ def score_command(
 
 
 app.command("evaluate")(evaluate_command)
+app.command("watch")(watch_command)
 app.command("doctor")(doctor_command)
 app.command("selftest")(selftest_command)
 app.command("compile")(compile_command)
@@ -240,7 +242,9 @@ def main() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    from grood_edge.terminal import Terminated
+
+    raise Terminated
 
 
 def _keep(rows: list[Any], most: int | None) -> Callable[[Any], None]:

@@ -1,19 +1,36 @@
 """Frames to verdicts, one after the other, and the state that they amount to."""
 
+import math
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from grood_edge.runtime.decision import State, Status
-from grood_edge.runtime.drift import Drift
-from grood_edge.runtime.session import Verdict
-from grood_edge.runtime.sources import CapturedFrame
+from grood_edge.runtime.drift import Drift, DriftMemory, DriftWatch
+from grood_edge.runtime.health import HealthMemory, HealthRules, check_frame
+from grood_edge.runtime.mailbox import Capture
+from grood_edge.runtime.session import Session, Verdict
+from grood_edge.runtime.sources import CapturedFrame, Clock, Source
+from grood_edge.runtime.states import Decision, Memory, Observation, State, Status
 
-__all__ = ["StreamVerdict"]
+__all__ = ["StreamRules", "StreamVerdict", "verdicts"]
+
+FILE_FPS = 30.0  # of files that do not say: only how the decision counts time hangs on it
+
+
+@dataclass(frozen=True)
+class StreamRules:
+    """How frames are judged: which are not scored, what their verdicts amount to, when the scores have drifted."""
+
+    decision: Decision
+    health: HealthRules
+    drift: DriftWatch | None = None
 
 
 @dataclass(frozen=True)
 class StreamVerdict:
     """One frame of a stream: how it was, what the artifact says of it, and what is now held to be true.
 
+    time: seconds, of the clock that the decision counts by: the source's own for files, `time.monotonic()` for cameras.
     status: `OK`, or why the frame was not scored; `verdict` is None then. state: after this frame; `changed`: it has
     another name than before. age: seconds from capture to the end of the decision. latency: seconds that the session
     took. dropped: frames that were captured and never seen, up to here. drift: how the scores compare with calibration,
@@ -21,6 +38,7 @@ class StreamVerdict:
     """
 
     frame: CapturedFrame
+    time: float
     status: Status
     verdict: Verdict | None
     state: State
@@ -29,3 +47,61 @@ class StreamVerdict:
     latency: float
     dropped: int
     drift: Drift | None
+
+
+def verdicts(
+    session: Session,
+    capture: Capture,
+    rules: StreamRules,
+    on_change: Callable[[StreamVerdict], None] | None = None,
+    clock: Clock = time.monotonic,
+) -> Iterator[StreamVerdict]:
+    """Judge every frame that `capture` hands out, in order; none is passed over in silence.
+
+    A frame whose status is not `OK` is not scored. While a camera stands still, `capture` hands out its last frame
+    without a picture every `stall_after` seconds, and its verdict has the status `STALE`. `on_change` is called when
+    the state's name changes, before the verdict is handed on.
+
+    Raises:
+        SourceError: the source vanished.
+        BackendError: the device failed.
+    """
+    health, drift = HealthMemory(), DriftMemory()
+    memory: Memory | None = None
+    moment = -math.inf
+    for frame in capture:
+        begun = clock()
+        health, status = check_frame(rules.health, health, frame, begun)
+        verdict = None
+        if status == "OK" and frame.image is not None:
+            verdict = session.predict(frame.image)
+            status = "OK" if verdict.valid else "INVALID"
+        done = clock()
+        moment = max(moment, _time_of(frame, capture.source))
+        memory = memory or rules.decision.start(moment)
+        before, seen = memory.state, _observed(moment, status, verdict)
+        memory = rules.decision.step(memory, seen)
+        if rules.drift is not None:
+            score = None if verdict is None else verdict.ood_score
+            drift = rules.drift.step(drift, seen, score, memory.state.name)
+        found = StreamVerdict(
+            frame=frame, time=moment, status=status, verdict=verdict, state=memory.state,
+            changed=memory.state.name != before.name, age=done - frame.captured, latency=done - begun,
+            dropped=capture.dropped, drift=drift.drift,
+        )  # fmt: skip
+        if found.changed and on_change is not None:
+            on_change(found)
+        yield found
+
+
+def _time_of(frame: CapturedFrame, source: Source) -> float:
+    """Return the moment that the decision counts by: a file is decided alike however fast it is read."""
+    if source.live:
+        return frame.captured
+    return frame.source_time if frame.source_time is not None else frame.index / (source.fps or FILE_FPS)
+
+
+def _observed(moment: float, status: Status, verdict: Verdict | None) -> Observation:
+    if status != "OK" or verdict is None:
+        return Observation(moment, status)
+    return Observation(moment, status, verdict.class_id, verdict.class_name, verdict.p_value, verdict.is_ood)

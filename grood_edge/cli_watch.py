@@ -1,0 +1,109 @@
+"""`grood-edge watch`: a camera, video or recording in; states, and whatever outputs were asked for, out."""
+
+import contextlib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from grood_edge.cli_options import Alpha, Backend, Force, Json, Provider, Trust
+from grood_edge.errors import GroodEdgeError
+from grood_edge.terminal import Terminated
+
+__all__ = ["watch_command"]
+
+
+def watch_command(
+    model: Annotated[Path, typer.Argument(help="The artifact.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Video, folder or glob of images, .mcap or ROS 2 bag, camera (0, v4l2:///dev/video0), rtsp://, or a "
+            "GStreamer pipeline."
+        ),
+    ],
+    decision: Annotated[
+        str, typer.Option(help="per-frame, hysteresis or e-cusum; settings after a colon (docs/stream.md).")
+    ] = "hysteresis",
+    policy: Annotated[
+        str | None, typer.Option(help="newest, every or drop-oldest:N. [default: newest for cameras, every for files]")
+    ] = None,
+    max_age: Annotated[float, typer.Option(help="Seconds after which a frame is STALE.")] = 0.5,
+    topic: Annotated[str | None, typer.Option(help="Image topic of a bag; needed where it has several.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames a second of images, or of a source that does not say.")] = None,
+    show: Annotated[bool, typer.Option("--show", help="A window with the overlay; q ends.")] = False,
+    record: Annotated[Path | None, typer.Option(help="Overlay as .mp4.")] = None,
+    log: Annotated[Path | None, typer.Option(help="One JSON line a frame, .jsonl.")] = None,
+    mcap: Annotated[Path | None, typer.Option(help="The same as .mcap, for Foxglove.")] = None,
+    rerun: Annotated[Path | None, typer.Option(help="The same as .rrd, for Rerun.")] = None,
+    metrics: Annotated[str | None, typer.Option(help="[ADDRESS]:PORT for Prometheus, such as :9464.")] = None,
+    on_unknown: Annotated[str | None, typer.Option(help="save:DIR keeps the frames around each alarm.")] = None,
+    alpha: Alpha = None,
+    backend: Backend = "onnxruntime",
+    provider: Provider = None,
+    trusted: Trust = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Watch a camera or a recording: which frames are known, and what that amounts to over time."""
+    from grood_edge.runtime.decision import parse_decision
+    from grood_edge.runtime.drift import drift_watch
+    from grood_edge.runtime.health import health_rules
+    from grood_edge.runtime.mailbox import Capture, parse_policy
+    from grood_edge.runtime.session import open_session
+    from grood_edge.runtime.sources import SourceOptions, open_source
+    from grood_edge.runtime.stream import StreamRules, verdicts
+    from grood_edge.telemetry.outputs import Asked, open_sinks
+    from grood_edge.telemetry.screen import status_line
+    from grood_edge.telemetry.watching import Tally, watch
+    from grood_edge.terminal import progress_bars, tell
+
+    tally = Tally()
+    try:
+        with contextlib.ExitStack() as stack:
+            frames = open_source(source, SourceOptions(topic=topic, fps=fps))
+            stack.callback(frames.close)
+            with progress_bars() as progress:
+                session = stack.enter_context(
+                    open_session(
+                        model, alpha=alpha, backend=backend, provider=provider, color=frames.color,
+                        trusted_engine=trusted, progress=progress,
+                    )
+                )  # fmt: skip
+            patience = max_age if frames.live else None  # files wait
+            for reason in session.fallbacks:
+                tell(f"warning: {reason}", "yellow")
+            rules = StreamRules(
+                parse_decision(decision, session.contract, fps or frames.fps, alpha),
+                health_rules(session.contract, patience),
+                drift_watch(session.contract, fps or frames.fps),
+            )
+            capture = Capture(frames, parse_policy(policy, frames.live), patience)
+            asked = Asked(show, record, log, mcap, rerun, metrics, on_unknown)
+            sinks = open_sinks(asked, session, capture, force)
+            stack.enter_context(capture)
+            line = stack.enter_context(status_line())
+            watch(verdicts(session, capture, rules), sinks, tally, line)
+            for note in getattr(frames, "notes", ()):
+                tell(f"warning: {note}", "yellow")
+    except GroodEdgeError as error:
+        _conclude(tally, str(error), as_json)
+        raise
+    except KeyboardInterrupt as error:
+        terminated = isinstance(error, Terminated)
+        _conclude(tally, "terminated" if terminated else "interrupted", as_json)
+        raise typer.Exit(143 if terminated else 130) from error
+    _conclude(tally, "the source has ended", as_json)
+
+
+def _conclude(tally: Any, ended: str, as_json: bool) -> None:
+    """Say what was seen, however it ended; nothing where not one frame came."""
+    from grood_edge.telemetry.screen import watch_tables
+    from grood_edge.terminal import print_json, show
+
+    summary = tally.summary(ended)
+    if as_json:
+        print_json(summary)
+    elif summary.frames:
+        for table in watch_tables(summary):
+            show(table)
