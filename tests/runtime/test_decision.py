@@ -17,8 +17,8 @@ from grood_edge.runtime.e_cusum_rule import ECusum
 from grood_edge.runtime.selftest import MODEL
 from grood_edge.runtime.votes import Votes
 
-RULE = Hysteresis(0.02, Votes(0.2, 3, 5), hold=1.0, no_view=0.5)
-E_CUSUM = ECusum(math.log(1000), 0.0, 0.0, 0.0, "a promise", Votes(0.2, 3, 5), hold=1.0, no_view=0.5)
+RULE = Hysteresis(0.02, Votes(0.2, 3, 5), hold=1.0, no_view=0.45)
+E_CUSUM = ECusum(6.0, 0.0, 0.0, 0.0, "a promise", Votes(0.2, 3, 5), hold=1.0, no_view=0.45)
 FPS = 10.0
 
 
@@ -116,12 +116,12 @@ def test_a_stream_that_never_begins_is_no_view() -> None:
 def test_e_cusum_adds_up_evidence_and_alarms_at_its_threshold() -> None:
     found = states(E_CUSUM, frames(*[0.5] * 5, *[0.004] * 4))
     log_e = log_e_value(0.004)
-    assert 2 * log_e < math.log(1000) < 3 * log_e
+    assert 2 * log_e < 6 < 3 * log_e
     assert names(found) == ["UNSURE", "UNSURE", "KNOWN", "KNOWN", "KNOWN", "KNOWN", "UNSURE", "UNKNOWN", "UNKNOWN"]
     assert found[5].evidence == pytest.approx(log_e)  # M began at 1, whatever spoke for ID frames before
     assert found[6].evidence == pytest.approx(2 * log_e)
-    assert "over half of 6.91" in found[6].reason
-    assert found[7].reason.startswith(f"log evidence {3 * log_e:.2f} reached 6.91: a promise")
+    assert "over half of 6.00" in found[6].reason
+    assert found[7].reason.startswith(f"log evidence {3 * log_e:.2f} reached 6.00: a promise")
     assert found[8].evidence == pytest.approx(log_e)  # M = 1 after the alarm
 
 
@@ -160,17 +160,17 @@ def test_feeding_is_by_time_with_half_a_frame_of_jitter() -> None:
 
 
 def test_e_cusum_on_id_p_values_alarms_as_rarely_as_it_says() -> None:
-    """i.i.d. frames of a calibration set of 314: p are multiples of 1/315, p = 1 among them. A = 200 frames."""
+    """i.i.d. frames of a calibration set of 314: p are multiples of 1/315, p = 1 among them. A = 20 frames."""
     rng = np.random.default_rng(0)
-    rule = replace(E_CUSUM, log_a=math.log(200), hold=0.0)
-    memory, alarms, count = rule.start(0.0), 0, 40_000
+    rule = replace(E_CUSUM, log_a=math.log(20), hold=0.0)
+    memory, alarms, count = rule.start(0.0), 0, 12_000
     for index, rank in enumerate(rng.integers(1, 316, count)):
         before, memory = memory, rule.step(memory, Observation(index / FPS, "OK", 0, "cup", float(np.float32(rank / 315))))
         alarms += memory.state.evidence >= rule.log_a
         assert memory.log_m < rule.log_a
         assert len(memory.recent) <= 5
         assert before is not memory
-    assert 0 < alarms < count / 200
+    assert 0 < alarms < count / 20
 
 
 def test_p_values_that_cannot_be_are_refused() -> None:
