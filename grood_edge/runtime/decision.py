@@ -1,61 +1,196 @@
 """What a planner wants: known, unknown, unsure, or no valid view; pure functions over verdicts in order of time."""
 
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Any
 
-__all__ = ["Decision", "Observation", "State", "StateName", "Status"]
+from grood_edge.contract import Contract
+from grood_edge.errors import CalibrationError, UsageError
+from grood_edge.runtime.e_cusum_rule import e_cusum_for
+from grood_edge.runtime.states import (
+    Decision,
+    Memory,
+    Observation,
+    State,
+    StateName,
+    Status,
+    moved,
+    scored_p_value,
+    unseen,
+)
+from grood_edge.runtime.votes import Votes
 
-Status = Literal["OK", "STALE", "FROZEN", "BLACK", "SATURATED", "INVALID"]
-StateName = Literal["KNOWN", "UNKNOWN", "UNSURE", "NO-VIEW"]
+__all__ = [
+    "Decision",
+    "Hysteresis",
+    "Memory",
+    "Observation",
+    "PerFrame",
+    "State",
+    "StateName",
+    "Status",
+    "parse_decision",
+]
+
+HOLD = 1.0  # seconds that UNKNOWN lasts at least
+NO_VIEW = 0.5  # seconds without a valid frame, after which there is no view
 
 
 @dataclass(frozen=True)
-class Observation:
-    """One frame as the decision sees it.
+class _Frames:
+    """The state, when the stream began, and the p_values of the newest scored frames."""
 
-    time: seconds, of one clock, not descending. status: `OK`, or why the frame was not scored. The other four are
-    of the artifact's verdict, None (False) unless the status is `OK`.
-    """
-
-    time: float
-    status: Status
-    class_id: int | None = None
-    class_name: str | None = None
-    p_value: float | None = None
-    is_ood: bool = False
+    state: State
+    begun: float
+    recent: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
-class State:
-    """What is held to be true, since when (`Observation.time`), and why.
+class PerFrame:
+    """Each frame decides for itself, at the session's alpha.
 
-    class_name: of the newest scored frame, in the state KNOWN. evidence: log of the e-CUSUM, or the number of frames
-    among the last n that speak for UNKNOWN; whatever the decision goes by. fed: this frame took part in the decision.
+    no_view: seconds without a valid frame after which the state is NO-VIEW; 0 is at once.
     """
 
-    name: StateName
-    since: float
-    reason: str
-    class_name: str | None = None
-    evidence: float = 0.0
-    fed: bool = True
+    no_view: float = 0.0
+    name = "per-frame"
 
+    def __post_init__(self) -> None:
+        _require_seconds("no-view", self.no_view)
 
-class Decision(Protocol):
-    """A rule over time, given as its start and its step: no state of its own, so a recording can be decided again."""
+    def start(self, time: float) -> _Frames:
+        """Return the memory before the first frame."""
+        return _Frames(State("UNSURE", time, "no frame yet"), time)
 
-    name: str
-
-    def start(self, time: float) -> "Memory":
-        """Return the memory before the first frame; its state is UNSURE."""
-
-    def step(self, memory: "Memory", seen: Observation) -> "Memory":
+    def step(self, memory: Any, seen: Observation) -> _Frames:
         """Return the memory after a frame."""
+        if seen.status != "OK":
+            return replace(memory, state=unseen(memory.state, memory.begun, seen, self.no_view))
+        name: StateName = "UNKNOWN" if seen.is_ood else "KNOWN"
+        reason = f"a frame with p_value {scored_p_value(seen):.2g}"
+        return replace(memory, state=moved(memory.state, name, reason, seen, float(seen.is_ood)))
 
 
-class Memory(Protocol):
-    """What a decision remembers; `state` is what it holds to be true."""
+@dataclass(frozen=True)
+class Hysteresis:
+    """UNKNOWN when k of the last n frames have p_value <= enter; KNOWN again when k of them have p_value > leave.
 
-    @property
-    def state(self) -> State:
-        """The state after the newest frame."""
+    UNKNOWN lasts at least `hold` seconds. KNOWN becomes UNSURE when none of the last n frames is above `leave`. What
+    comes after NO-VIEW begins anew. Promises nothing about false alarms.
+    """
+
+    enter: float
+    votes: Votes
+    hold: float = HOLD
+    no_view: float = NO_VIEW
+    name = "hysteresis"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.enter <= self.votes.leave:
+            raise UsageError(
+                f"hysteresis enters at p_value {self.enter:g} and leaves at {self.votes.leave:g}; expected "
+                "0 < enter <= leave < 1: what has become UNKNOWN needs a larger p_value to be KNOWN again"
+            )
+        _require_seconds("hold", self.hold)
+        _require_seconds("no-view", self.no_view)
+
+    def start(self, time: float) -> _Frames:
+        """Return the memory before the first frame."""
+        return _Frames(State("UNSURE", time, "no frame yet"), time)
+
+    def step(self, memory: Any, seen: Observation) -> _Frames:
+        """Return the memory after a frame."""
+        if seen.status != "OK":
+            state = unseen(memory.state, memory.begun, seen, self.no_view)
+            return replace(memory, state=state, recent=() if state.name == "NO-VIEW" else memory.recent)
+        recent = self.votes.with_newest(memory.recent, scored_p_value(seen))
+        against = sum(p <= self.enter for p in recent)
+        name, reason = self._next(memory.state, seen.time, against, recent)
+        return replace(memory, state=moved(memory.state, name, reason, seen, float(against)), recent=recent)
+
+    def _next(self, state: State, time: float, against: int, recent: tuple[float, ...]) -> tuple[StateName, str]:
+        if against >= self.votes.k:
+            return "UNKNOWN", f"{against} of the last {len(recent)} frames have p_value <= {self.enter:g}"
+        known = self.votes.known(recent)
+        if state.name == "UNKNOWN" and (known < self.votes.k or time - state.since < self.hold):
+            return "UNKNOWN", state.reason
+        if known >= self.votes.k:
+            return "KNOWN", self.votes.sentence(recent)
+        if state.name == "KNOWN" and known > 0:
+            return "KNOWN", state.reason
+        return "UNSURE", self.votes.sentence(recent)
+
+
+def parse_decision(text: str, contract: Contract, fps: float | None = None, alpha: float | None = None) -> Decision:
+    """Return the decision that a text such as `hysteresis:enter=0.02,k=4` names.
+
+    Args:
+        text: `per-frame`; `hysteresis` with enter, leave, k, n, hold; `e-cusum` with hours, leave, k, n, hold. All take
+            no-view. Values follow a colon, separated by commas; hours has no default.
+        contract: of the artifact whose p_values are decided upon.
+        fps: frames a second that will come, for `e-cusum`; None takes those of the contract's episodes.
+        alpha: the session's, None for the artifact's own; hysteresis enters there unless told otherwise.
+
+    Raises:
+        UsageError: an unknown name, a value that cannot be read or is out of bounds, or no fps where it is needed.
+        CalibrationError: the calibration scores, or the episodes, cannot carry what is asked for.
+    """
+    name, _, rest = text.partition(":")
+    accepted = _SETTINGS.get(name)
+    if accepted is None:
+        raise UsageError(f"--decision {text!r}; expected {', '.join(_SETTINGS)}, with settings as in hysteresis:k=4,n=6")
+    given = _settings(text, rest, accepted)
+    no_view = given.get("no-view", 0.0 if name == "per-frame" else NO_VIEW)
+    if name == "per-frame":
+        return PerFrame(no_view)
+    own = contract.calibration.alpha if alpha is None else alpha
+    hold = given.get("hold", HOLD)
+    if name == "hysteresis":
+        enter = given.get("enter", own)
+        _require_reachable(enter, contract)
+        leave = given.get("leave", max(enter, min(0.5, 4 * own)))
+        return Hysteresis(enter, Votes(leave, int(given.get("k", 5)), int(given.get("n", 7))), hold, no_view)
+    if "hours" not in given:
+        raise UsageError(
+            f"--decision {text}: say how many hours there should be between false alarms, as in e-cusum:hours=8"
+        )
+    votes = Votes(given.get("leave", min(0.5, 4 * own)), int(given.get("k", 3)), int(given.get("n", 5)))
+    _require_seconds("hold", hold)
+    _require_seconds("no-view", no_view)
+    return replace(e_cusum_for(contract, given["hours"], fps, votes), hold=hold, no_view=no_view)
+
+
+_SETTINGS = {
+    "per-frame": ("no-view",),
+    "hysteresis": ("enter", "leave", "k", "n", "hold", "no-view"),
+    "e-cusum": ("hours", "leave", "k", "n", "hold", "no-view"),
+}
+
+
+def _settings(text: str, rest: str, accepted: tuple[str, ...]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for part in rest.split(",") if rest else ():
+        key, _, value = part.partition("=")
+        if key not in accepted or key in found:
+            raise UsageError(f"--decision {text!r}: {part!r}; expected each of {', '.join(accepted)} once at most")
+        try:
+            found[key] = float(int(value)) if key in ("k", "n") else float(value)
+        except ValueError as error:
+            kind = "a whole number" if key in ("k", "n") else "a number"
+            raise UsageError(f"--decision {text!r}: {part!r}; expected {key}= and {kind}") from error
+    return found
+
+
+def _require_seconds(name: str, seconds: float) -> None:
+    if not 0 <= seconds < float("inf"):
+        raise UsageError(f"{name} is {seconds:g} seconds; expected 0 or more")
+
+
+def _require_reachable(enter: float, contract: Contract) -> None:
+    """Refuse a p_value that no frame can have: the decision would never become UNKNOWN."""
+    n = min(contract.calibration.class_sizes or (contract.calibration.n,))
+    if 0 < enter < 1 / (n + 1):
+        of = " of one class" if contract.calibration.class_sizes else ""
+        raise CalibrationError(
+            f"hysteresis enters at p_value {enter:g}, but with {n} calibration scores{of} no p_value is below "
+            f"{1 / (n + 1):.2g}; enter there or above, or calibrate with more images"
+        )

@@ -1,0 +1,302 @@
+"""Calibrate a stream on episodes of ID video: the correlation time, and the largest evidence in each episode."""
+
+import hashlib
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from grood_edge.artifact import Artifact, artifact_bytes, read_artifact
+from grood_edge.conformal import least_calibration_images
+from grood_edge.contract import Contract, StreamCalibration
+from grood_edge.contract_reader import MAX_EPISODES, MAX_FPS
+from grood_edge.errors import DatasetError, UsageError, VerificationError
+from grood_edge.images import UNREADABLE_LIMIT, name_some
+from grood_edge.preprocessing import preprocess_frame
+from grood_edge.probes import replay_probes
+from grood_edge.progress import Progress, silent
+from grood_edge.publishing import check_output, publish
+from grood_edge.runtime.correlation import Correlation, correlation_lag
+from grood_edge.runtime.e_cusum import (
+    correction,
+    count_alarms,
+    fed_every,
+    hours_between_alarms,
+    largest_evidence,
+    log_e_value,
+    log_threshold,
+    threshold_by_episode,
+)
+from grood_edge.runtime.e_cusum_rule import EPISODE_ALPHA, EPISODE_DELTA
+from grood_edge.runtime.session import Session, open_session
+from grood_edge.runtime.sources import Source
+
+__all__ = ["AlarmRate", "EpisodeOptions", "EpisodeReport", "OpenEpisode", "calibrate_episodes"]
+
+MAX_FRAMES = 20_000_000  # eight bytes each are kept twice
+SAME_RATE = 0.01
+KNOWN_LIMIT = 0.01  # share of frames that the artifact may have been fitted on
+FEW_EPISODES = 10
+HOURS = (0.1, 1.0, 8.0)
+
+OpenEpisode = Callable[[Path], Source]
+
+
+@dataclass(frozen=True)
+class EpisodeOptions:
+    """fps: frames a second of the episodes; None takes what the videos say, and a folder of images says nothing."""
+
+    fps: float | None = None
+    force: bool = False
+    allow_unreadable: bool = False
+
+
+@dataclass(frozen=True)
+class AlarmRate:
+    """How often an e-CUSUM set to a mean of `set_to` hours alarms on these episodes.
+
+    lower, upper: of the mean hours between alarms, each with 95 % confidence if alarms come independently.
+    """
+
+    set_to: float
+    alarms: int
+    lower: float
+    upper: float
+
+
+@dataclass(frozen=True)
+class EpisodeReport:
+    """What was measured and written.
+
+    hours: of video. threshold: by episode, as log M; None with fewer than `needed` episodes. not_valid: frames whose
+    verdict was not valid. unreadable: (frame, reason).
+    """
+
+    path: Path
+    stream: StreamCalibration
+    contract: Contract
+    correlation: Correlation
+    hours: float
+    threshold: float | None
+    needed: int
+    rates: tuple[AlarmRate, ...]
+    not_valid: int
+    unreadable: tuple[tuple[str, str], ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """log e of every frame of each episode, already corrected, NaN where nothing was scored; and what stands beside."""
+
+    log_e: tuple[np.ndarray, ...]
+    fps: float
+    hashes: np.ndarray
+    not_valid: int
+    unreadable: tuple[tuple[str, str], ...]
+
+
+def calibrate_episodes(
+    path: Path | str,
+    folder: Path | str,
+    out: Path | str | None = None,
+    options: EpisodeOptions | None = None,
+    progress: Progress = silent,
+    open_episode: OpenEpisode | None = None,
+) -> EpisodeReport:
+    """Measure ID video and write what it shows into the artifact's contract; graph and calibration stay as they are.
+
+    Args:
+        path: the artifact.
+        folder: each entry is one independent episode of ID frames alone: a video, or a folder of images in order.
+        out: where the new artifact is written; None replaces `path`, once the new one is verified.
+        options: see `EpisodeOptions`.
+        progress: called as episodes are read.
+        open_episode: opens an entry as a `Source`; None is `sources.open_source`.
+
+    Raises:
+        GroodEdgeError: see `errors`; the artifact is left as it was.
+    """
+    options = options or EpisodeOptions()
+    target, force = Path(path) if out is None else Path(out), options.force or out is None
+    artifact = read_artifact(Path(path))
+    check_output(target, force)
+    entries = _entries(Path(folder))
+    calibration = artifact.contract.calibration
+    log_c = float(np.log(correction(calibration.class_sizes or (calibration.n,))))
+    with open_session(path) as session:
+        if session.contract != artifact.contract:
+            raise VerificationError(f"{path} was replaced while it was opened; run the command again")
+        scored = _score(session, entries, options, log_c, open_episode or _open_source, progress)
+    _require_good(artifact, scored, options)
+    stream, correlation = _measured(scored)
+    contract = replace(artifact.contract, stream=stream)
+    publish(artifact_bytes(artifact.model, contract), target, force, check=lambda written: _require(written, contract))
+    return _report(target, contract, scored, correlation)
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        raise DatasetError(
+            f"cannot read the episodes in {folder}: {error.strerror}; expected a folder with a video or a folder of "
+            "images for each episode"
+        ) from error
+    if not 1 <= len(entries) <= MAX_EPISODES:
+        raise DatasetError(
+            f"{folder} has {len(entries):,} episodes; expected 1 to {MAX_EPISODES:,}: a video or a folder of images each"
+        )
+    return entries
+
+
+def _open_source(entry: Path) -> Source:
+    from grood_edge.runtime.sources import open_source
+
+    source: Source = open_source(str(entry))
+    return source
+
+
+def _score(
+    session: Session, entries: list[Path], options: EpisodeOptions, log_c: float, open_episode: OpenEpisode,
+    progress: Progress,
+) -> _Scored:  # fmt: skip
+    log_e, hashes, unreadable = [], array("Q"), list[tuple[str, str]]()
+    fps, not_valid = options.fps, 0
+    for number, entry in enumerate(entries):
+        progress("scoring episodes", number, len(entries))
+        source = open_episode(entry)
+        try:
+            fps = _rate(source, fps, options)
+            values = _episode(session, source, log_c, hashes, unreadable)
+        finally:
+            source.close()
+        if not np.isfinite(values).any():
+            raise DatasetError(f"the episode {entry} has no frame that could be scored; remove or repair it")
+        not_valid += int(np.isinf(values).sum())
+        log_e.append(np.where(np.isinf(values), np.nan, values))
+    progress("scoring episodes", len(entries), len(entries))
+    assert fps is not None
+    return _Scored(tuple(log_e), fps, np.array(hashes, np.uint64), not_valid, tuple(unreadable))
+
+
+def _rate(source: Source, fps: float | None, options: EpisodeOptions) -> float:
+    found = options.fps if options.fps is not None else source.fps
+    if found is None or not 0 < found <= MAX_FPS:
+        raise UsageError(
+            f"the episode {source.name} has {found} frames a second; say it with --fps, a number above 0 and up to "
+            f"{MAX_FPS:,.0f}"
+        )
+    if fps is not None and abs(found - fps) > SAME_RATE * fps:
+        raise DatasetError(
+            f"the episode {source.name} has {found:g} frames a second, and those before it {fps:g}; the correlation time is "
+            "measured in frames, so convert the videos to one rate, or say it with --fps if the files are wrong"
+        )
+    return found if fps is None else fps
+
+
+def _episode(
+    session: Session, source: Source, log_c: float, hashes: "array[int]", unreadable: list[tuple[str, str]]
+) -> np.ndarray:
+    """Return log e of each frame, less the correction; NaN: unreadable, infinite: not valid."""
+    values = array("d")
+    while (captured := source.read()) is not None:
+        if len(hashes) + len(unreadable) >= MAX_FRAMES:
+            raise DatasetError(f"the episodes have more than {MAX_FRAMES:,} frames; leave some out")
+        if captured.image is None:
+            unreadable.append((f"{source.name}[{captured.index}]", captured.problem or "no picture"))
+            values.append(np.nan)
+            continue
+        bgr = source.color == "bgr" and captured.image.ndim == 3 and captured.image.shape[2] == 3
+        frame = captured.image[..., ::-1] if bgr else captured.image
+        prepared = preprocess_frame(frame, session.contract.preprocessing)
+        hashes.append(int.from_bytes(hashlib.blake2b(prepared.tobytes(), digest_size=8).digest(), "little"))
+        verdict = session.predict(frame)
+        values.append(log_e_value(verdict.p_value) - log_c if verdict.valid else np.inf)
+    return np.array(values, np.float64)
+
+
+def _require_good(artifact: Artifact, scored: _Scored, options: EpisodeOptions) -> None:
+    """Refuse episodes of which much is unreadable, and frames that the artifact was fitted on.
+
+    Raises:
+        DatasetError: says how many.
+    """
+    frames = len(scored.hashes) + len(scored.unreadable)
+    if len(scored.unreadable) > UNREADABLE_LIMIT * frames and not options.allow_unreadable:
+        raise DatasetError(
+            f"{len(scored.unreadable)} of {frames} frames cannot be read: {name_some(scored.unreadable)}. Repair or remove "
+            "these, or accept it with --allow-unreadable"
+        )
+    known, covered = artifact.contract.fit.recognised(scored.hashes)
+    if known > KNOWN_LIMIT * covered:
+        raise DatasetError(
+            f"{known} of {covered} frames looked at are among those that this artifact was fitted on; their scores say "
+            "nothing about new frames. Give video that neither the network nor the artifact has seen"
+        )
+
+
+def _measured(scored: _Scored) -> tuple[StreamCalibration, Correlation]:
+    correlation = correlation_lag(scored.log_e)
+    seconds = None if correlation.lag is None else correlation.lag / scored.fps
+    every = correlation.lag or 1
+    stream = StreamCalibration(
+        fps=scored.fps,
+        episodes=len(scored.log_e),
+        frames=sum(int(np.isfinite(values).sum()) for values in scored.log_e),
+        correlation=seconds,
+        interval=seconds,
+        maxima=tuple(sorted((largest_evidence(values, every) for values in scored.log_e), reverse=True)),
+        data_digest=hashlib.sha256(np.sort(scored.hashes.astype("<u8")).tobytes()).hexdigest(),
+    )
+    return stream, correlation
+
+
+def _require(written: Path, contract: Contract) -> None:
+    """Reopen what was written: the contract as meant, and every probe answered as before.
+
+    Raises:
+        VerificationError: it is not so.
+    """
+    with open_session(written) as session:
+        report = replay_probes(session.contract, session.backend.run, session.backend.provider)
+        if session.contract != contract or not report.passed:
+            raise VerificationError(
+                f"the written artifact does not answer like the one that was read: {report.flips} decision flips, score "
+                f"error up to {report.largest_error:.1e}; nothing was changed. Run grood-edge verify on it"
+            )
+
+
+def _report(target: Path, contract: Contract, scored: _Scored, correlation: Correlation) -> EpisodeReport:
+    stream = contract.stream
+    assert stream is not None
+    every = fed_every(stream.interval or 0.0, stream.fps)
+    hours = sum(map(len, scored.log_e)) / stream.fps / 3600
+    rates = []
+    for set_to in HOURS:
+        log_a = log_threshold(set_to, stream.fps / every)
+        alarms = sum(count_alarms(values, every, log_a) for values in scored.log_e)
+        rates.append(AlarmRate(set_to, alarms, *hours_between_alarms(alarms, hours)))
+    warnings = []
+    if contract.calibration.guarantee == "none":
+        warnings.append(
+            "the calibration images were seen in training, so no mean time between alarms can be promised: recalibrate with "
+            "--data FRESH --threshold-only, then calibrate on the episodes again"
+        )
+    if correlation.lag is not None and len(scored.log_e) < FEW_EPISODES:
+        warnings.append(f"{len(scored.log_e)} episodes hardly show how much scenes differ; {FEW_EPISODES} or more do")
+    return EpisodeReport(
+        path=target,
+        stream=stream,
+        contract=contract,
+        correlation=correlation,
+        hours=hours,
+        threshold=threshold_by_episode(stream.maxima, EPISODE_ALPHA, EPISODE_DELTA),
+        needed=least_calibration_images(EPISODE_ALPHA, EPISODE_DELTA),
+        rates=tuple(rates),
+        not_valid=scored.not_valid,
+        unreadable=scored.unreadable,
+        warnings=tuple(warnings),
+    )
