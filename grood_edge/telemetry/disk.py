@@ -44,10 +44,10 @@ def require_room(path: Path, more: int = 0) -> None:
     Raises:
         OutputError: fewer than `RESERVE` + `more` bytes are free where `path` is.
     """
-    free = shutil.disk_usage(path.parent).free
-    if free < RESERVE + more:
+    free, least = shutil.disk_usage(path.parent).free, RESERVE + more
+    if free < least:
         raise OutputError(
-            f"the disk of {path} is nearly full: {free / 2**20:.0f} MiB are free, and {(RESERVE + more) / 2**20:.0f} MiB "
+            f"the disk of {path} is nearly full: {free / 2**20:.0f} MiB are free, and {least / 2**20:.0f} MiB "
             "must stay so that the file can be finished; it was ended here. Make room, or write to another disk"
         )
 
