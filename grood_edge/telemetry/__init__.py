@@ -1,0 +1,1 @@
+"""What a stream writes or shows: logs, videos, metrics, frames around alarms."""
