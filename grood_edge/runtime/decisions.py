@@ -1,4 +1,4 @@
-"""The decision on the host: for an engine whose calibration knots are older than the contract."""
+"""The decision on the host: at a session's alpha, and for an engine whose calibration is older than the contract."""
 
 import dataclasses
 
@@ -7,7 +7,20 @@ import numpy as np
 from grood_edge.conformal import DecisionRule
 from grood_edge.outputs import Outputs
 
-__all__ = ["decided_by"]
+__all__ = ["class_thresholds", "decided_by", "is_alarm"]
+
+
+def class_thresholds(rule: DecisionRule) -> tuple[float, ...]:
+    """Return, for each predicted class, the k-th largest calibration score of its group."""
+    return tuple(rule.threshold(class_id) for class_id in range(len(rule.group_of_class)))
+
+
+def is_alarm(score: float, threshold: float) -> bool:
+    """Decide one frame as `DecisionRule.is_alarm` does, without an array.
+
+    Fewer than k calibration scores are >= the score exactly when the k-th largest is below it. A NaN is an alarm.
+    """
+    return not score <= threshold
 
 
 def decided_by(rule: DecisionRule, outputs: Outputs) -> Outputs:

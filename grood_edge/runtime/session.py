@@ -1,6 +1,7 @@
 """A session: frames in, verdicts out, at one alpha."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -8,16 +9,17 @@ from typing import Literal
 
 import numpy as np
 
-from grood_edge.arrays import Flags, Frame, Frames
+from grood_edge.arrays import Flags, Frames
 from grood_edge.artifact import Artifact, read_artifact
 from grood_edge.contract import Contract
 from grood_edge.errors import ArtifactError, BackendError, FrameError, UsageError
 from grood_edge.outputs import Outputs, concatenated
-from grood_edge.preprocessing import preprocess_frame
 from grood_edge.progress import Progress, silent
-from grood_edge.runtime.backend import Backend
+from grood_edge.runtime.backend import Backend, FreshLane, Lane, LendingBackend
 from grood_edge.runtime.choose import BackendName, Choice, Chosen, choose_backend
+from grood_edge.runtime.decisions import class_thresholds, is_alarm
 from grood_edge.runtime.explain import Reason, reasons
+from grood_edge.runtime.frames import graph_shape, write_frame
 from grood_edge.scoring import Head
 from grood_edge.stored_head import head_from_model
 
@@ -43,23 +45,26 @@ class Verdict:
     reason: Reason | None = None
 
 
-def require_usable(contract: Contract, alpha: float | None, color: str) -> None:
+def require_usable(contract: Contract, alpha: float | None, color: str | None) -> None:
     """Find out what a session would refuse.
 
     Raises:
         UsageError: another channel order than `rgb` or `bgr`.
         CalibrationError: the calibration set cannot carry `alpha`.
     """
-    if color not in ("rgb", "bgr"):
+    if color not in (None, "rgb", "bgr"):
         raise UsageError(f"color is {color!r}; expected 'rgb' or 'bgr', the channel order of the frames")
     contract.calibration.rule(len(contract.classes), alpha)
 
 
 class Session:
-    """An open artifact. Use it in a `with` block, from one thread at a time.
+    """An open artifact. Use it in a `with` block, from any number of threads; close it from one.
 
     `alpha` decides: the artifact's own, or another one for which the rank k is computed anew from the
-    calibration scores in the contract (`rule`). `load_head` reads the statistics when a reason is first asked for.
+    calibration scores in the contract (`rule`). `color` is the channel order of the frames; None: that of the
+    contract's camera, else RGB. `load_head` reads the statistics when a reason is first asked for.
+
+    Verdicts are plain values, and the arrays of `infer` belong to the caller. No frame is kept after a call.
     """
 
     def __init__(
@@ -67,7 +72,7 @@ class Session:
         artifact: Artifact,
         backend: Backend,
         alpha: float | None = None,
-        color: Color = "rgb",
+        color: Color | None = None,
         load_head: Callable[[], Head] | None = None,
     ) -> None:
         require_usable(artifact.contract, alpha, color)
@@ -77,51 +82,55 @@ class Session:
         calibration = artifact.contract.calibration
         self.alpha = calibration.alpha if alpha is None else alpha
         self.rule = calibration.rule(len(artifact.contract.classes), alpha)
+        self._thresholds = class_thresholds(self.rule)
         self._load_head = load_head or (lambda: head_from_model(artifact.model))
         self._head: Head | None = None
-        self._color = color
-        p = artifact.contract.preprocessing
-        self._shape = (p.height, p.width, p.channels)
+        camera = artifact.contract.preprocessing.camera
+        self._bgr = (color or (camera and camera.layout)) == "bgr"
+        self._shape = graph_shape(artifact.contract.preprocessing)
         self._single = artifact.contract.classifier.batch == "1"
+        self._lending = backend if isinstance(backend, LendingBackend) else None
 
-    def predict(self, frame: Frame, explain: bool = False) -> Verdict:
+    def predict(self, frame: object, explain: bool = False) -> Verdict:
         """Return the verdict for one frame, uint8 `[h, w, 3]`, `[h, w, 1]` or `[h, w]`, any size.
 
-        With `explain`, its `reason` as well.
+        A NumPy array, also read-only or not contiguous, or anything with `__dlpack__` or `__array_interface__` in host
+        memory. With `explain`, its `reason` as well.
 
         Raises:
             FrameError: another dtype or shape.
             BackendError: the device failed.
         """
-        return self.predict_batch([frame], explain)[0]
+        with self._lane(1) as lane:
+            write_frame(frame, self.contract.preprocessing, self._bgr, lane.frames[0])
+            return self.verdicts(lane.run(), explain)[0]
 
-    def predict_batch(self, frames: Sequence[Frame] | np.ndarray, explain: bool = False) -> list[Verdict]:
+    def predict_batch(self, frames: Sequence[object] | np.ndarray, explain: bool = False) -> list[Verdict]:
         """Return one verdict a frame; the frames may have different sizes.
 
         Raises:
             FrameError: no frames, or one of another dtype or shape.
             BackendError: the device failed.
         """
-        return self.verdicts(self.infer(frames), explain)
+        _require_batch(frames)
+        if self._single:
+            return [self.predict(frame, explain) for frame in frames]
+        with self._lane(len(frames)) as lane:
+            for frame, target in zip(frames, lane.frames, strict=True):
+                write_frame(frame, self.contract.preprocessing, self._bgr, target)
+            return self.verdicts(lane.run(), explain)
 
-    def infer(self, frames: Sequence[Frame] | np.ndarray) -> Outputs:
-        """Resize and crop the frames as the contract says, run the graph, and return its raw outputs.
+    def infer(self, frames: Sequence[object] | np.ndarray) -> Outputs:
+        """Resize and crop the frames as the contract says, run the graph, and return its raw outputs, new arrays.
 
         Raises:
             FrameError: no frames, or one of another dtype or shape.
             BackendError: the device failed.
         """
-        shape: tuple[int, ...] = getattr(frames, "shape", ())
-        if len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3)):
-            raise FrameError(f"one frame of shape {list(shape)} was given as a batch; use predict, or a list of frames")
-        if len(frames) == 0:
-            raise FrameError("no frames were given; expected at least one")
+        _require_batch(frames)
         batch = np.empty((len(frames), *self._shape), np.uint8)
-        for index, frame in enumerate(frames):
-            array = np.asarray(frame)
-            if self._color == "bgr" and array.ndim == 3 and array.shape[2] == 3:
-                array = array[..., ::-1]
-            batch[index] = preprocess_frame(array, self.contract.preprocessing)
+        for frame, target in zip(frames, batch, strict=True):
+            write_frame(frame, self.contract.preprocessing, self._bgr, target)
         return self.infer_prepared(batch)
 
     def infer_prepared(self, frames: Frames) -> Outputs:
@@ -140,6 +149,11 @@ class Session:
             return self.backend.run(frames)
         return concatenated([self.backend.run(frames[i : i + 1]) for i in range(len(frames))])
 
+    def _lane(self, count: int) -> AbstractContextManager[Lane]:
+        if self._lending is not None:
+            return self._lending.lend(count)
+        return nullcontext(FreshLane(self.backend, (count, *self._shape)))
+
     def is_ood(self, outputs: Outputs) -> Flags:
         """Decide at the session's alpha: not valid, or at most k - 1 calibration scores are >= the score."""
         decision: Flags = ~outputs.valid | self.rule.is_alarm(outputs.ood_score, outputs.class_id)
@@ -154,20 +168,25 @@ class Session:
         if outputs.logits.shape[1] != len(self.contract.classes):
             found, expected = outputs.logits.shape[1], len(self.contract.classes)
             raise BackendError(f"the backend gives {found} logits, but the contract names {expected} classes")
-        decisions = self.is_ood(outputs)
         behind = self._reasons(outputs) if explain else [None] * len(outputs)
-        return [
-            Verdict(
-                class_id=int(outputs.class_id[i]),
-                class_name=self.contract.classes[int(outputs.class_id[i])],
-                ood_score=float(outputs.ood_score[i]),
-                p_value=float(outputs.p_value[i]),
-                is_ood=bool(decisions[i]),
-                valid=bool(outputs.valid[i]),
-                reason=behind[i],
-            )
-            for i in range(len(outputs))
-        ]
+        return [self._verdict(outputs, row, reason) for row, reason in enumerate(behind)]
+
+    def _verdict(self, outputs: Outputs, row: int, reason: Reason | None) -> Verdict:
+        """Read one row out of the arrays, without making others."""
+        class_id, valid = outputs.class_id.item(row), outputs.valid.item(row)
+        score: float = outputs.ood_score.item(row)
+        if not 0 <= class_id < len(self._thresholds):
+            last = len(self._thresholds) - 1
+            raise BackendError(f"the backend gives class_id {class_id}; expected 0 to {last}: run grood-edge selftest")
+        return Verdict(
+            class_id=class_id,
+            class_name=self.contract.classes[class_id],
+            ood_score=score,
+            p_value=outputs.p_value.item(row),
+            is_ood=not valid or is_alarm(score, self._thresholds[class_id]),
+            valid=valid,
+            reason=reason,
+        )
 
     def _reasons(self, outputs: Outputs) -> list[Reason | None]:
         if self._head is None:
@@ -189,13 +208,21 @@ class Session:
         self.close()
 
 
+def _require_batch(frames: Sequence[object] | np.ndarray) -> None:
+    shape: tuple[int, ...] = getattr(frames, "shape", ())
+    if len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3)):
+        raise FrameError(f"one frame of shape {list(shape)} was given as a batch; use predict, or a list of frames")
+    if len(frames) == 0:
+        raise FrameError("no frames were given; expected at least one")
+
+
 def open_session(
     path: Path | str,
     *,
     alpha: float | None = None,
     backend: BackendName | Backend = "onnxruntime",
     provider: str | None = None,
-    color: Color = "rgb",
+    color: Color | None = None,
     threads: int | None = None,
     trusted_engine: str | None = None,
     progress: Progress = silent,
@@ -209,7 +236,8 @@ def open_session(
             `auto`, the first of tensorrt, tensorrt-rtx, onnxruntime on CUDA and on the CPU that works, with the reasons
             in `session.fallbacks`; or a backend of your own, such as a `ReplayBackend`.
         provider: of onnxruntime: `cpu` (None), `cuda` or `tensorrt-ep`; the one asked for runs, or an error.
-        color: channel order of the frames that will be given: `rgb`, or `bgr` as OpenCV delivers them.
+        color: channel order of the frames that will be given: `rgb`, or `bgr` as OpenCV delivers them. None is that of
+            the contract's camera, if it has one, else `rgb`.
         threads: CPU threads of onnxruntime; None leaves it to onnxruntime.
         trusted_engine: SHA-256 of an engine beside the artifact that another user or machine built.
         progress: called while an engine is built and verified.

@@ -1,0 +1,129 @@
+"""Frames as callers have them -> the graph's input, written into an array that is used again.
+
+Pillow resizes, and allocates what it needs for that. A frame that needs no resizing is copied; nothing is allocated.
+"""
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from grood_edge.arrays import InputFrame
+from grood_edge.errors import FrameError
+from grood_edge.preprocessing import Preprocessing, preprocess_frame
+
+__all__ = ["array_view", "graph_shape", "write_frame"]
+
+# https://dmlc.github.io/dlpack/latest/c_api.html: DLDeviceType
+_HOST_DEVICES = (1, 3, 11)  # memory of the CPU, also where it is pinned for CUDA or ROCm
+_DEVICE_NAMES = {2: "CUDA", 8: "Metal", 10: "ROCm", 13: "CUDA (managed memory)"}
+
+
+def graph_shape(preprocessing: Preprocessing) -> tuple[int, int, int]:
+    """Return height, width and channels of the frames that the graph takes."""
+    p = preprocessing
+    return (p.height, p.width, p.channels) if p.camera is None else p.camera.shape
+
+
+def array_view(frame: object) -> np.ndarray:
+    """Return a NumPy view of anything with `__dlpack__`, `__array_interface__` or `__array__`, in host memory.
+
+    Raises:
+        FrameError: memory of a device, a Pillow image that is neither RGB nor grey, or nothing that holds an array.
+    """
+    if isinstance(frame, np.ndarray):
+        return np.asarray(frame)
+    if isinstance(frame, Image.Image) and frame.mode not in ("RGB", "L"):
+        raise FrameError(f"the frame is a Pillow image of mode {frame.mode}; expected RGB or L: use .convert('RGB')")
+    source: Any = frame
+    try:
+        if hasattr(source, "__dlpack__") and hasattr(source, "__dlpack_device__"):
+            device, index = source.__dlpack_device__()
+            if device in _HOST_DEVICES:
+                return np.from_dlpack(source)
+        else:
+            return np.asarray(source)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:  # whatever the other library raises
+        raise FrameError(
+            f"the frame, of type {type(frame).__name__}, cannot be read as an array ({error}); expected uint8 "
+            "[height, width, 3] from NumPy, or anything with __dlpack__ or __array_interface__"
+        ) from error
+    raise FrameError(
+        f"the frame lies on {_DEVICE_NAMES.get(int(device), f'DLPack device type {int(device)}')} device {int(index)}; "
+        "expected host memory: copy it first (torch: frame.cpu(); CuPy: frame.get())"
+    )
+
+
+def write_frame(frame: object, preprocessing: Preprocessing, bgr: bool, target: InputFrame) -> None:
+    """Write a frame into `target`, uint8 `[height, width, channels]` of the graph's input.
+
+    `frame` is uint8 `[h, w, 3]`, `[h, w, 1]` or `[h, w]`, also read-only or not contiguous; `bgr` tells the order of
+    its channels. It is resized and cropped on the host, unless it has the size already or the graph does it: then it
+    must be of the contract's camera.
+
+    Raises:
+        FrameError: another dtype or shape, or not readable from here.
+    """
+    array, camera = array_view(frame), preprocessing.camera
+    _require_frame(array, preprocessing)
+    colour = array.ndim == 3 and array.shape[2] == 3
+    if array.shape[:2] == target.shape[:2] and _keeps_all(preprocessing) and (not colour or target.shape[2] == 3):
+        reverse = colour and bgr != (camera is not None and camera.layout == "bgr")
+        _copy(array if array.ndim == 3 else array[..., np.newaxis], target, reverse)
+        return
+    # Resizing treats channels alike, so the small result can be reversed; grey needs to know which is which.
+    if bgr and colour and preprocessing.channels == 1:
+        array, bgr = array[..., ::-1], False
+    _copy(preprocess_frame(array, preprocessing), target, reverse=bgr and colour)
+
+
+def _copy(array: np.ndarray, target: np.ndarray, reverse: bool) -> None:
+    """Copy; one channel is repeated to three. Reversed plane by plane: NumPy would copy three bytes at a time."""
+    if not reverse:
+        np.copyto(target, array)
+        return
+    for channel in range(3):
+        np.copyto(target[..., channel], array[..., 2 - channel])
+
+
+def _keeps_all(preprocessing: Preprocessing) -> bool:
+    """Tell whether a frame of the graph's size would come out of resize and crop as it is."""
+    p = preprocessing
+    return p.camera is not None or p.short_side is None or p.short_side == p.height == p.width
+
+
+def _require_frame(array: np.ndarray, preprocessing: Preprocessing) -> None:
+    camera, shape = preprocessing.camera, array.shape
+    form = array.ndim == 2 or (array.ndim == 3 and shape[2] in (1, 3))
+    if array.dtype == np.uint8 and form and 0 not in shape:
+        if camera is None:
+            return
+        if shape[:2] == camera.shape[:2] and (camera.shape[2] == 3 or array.ndim == 2 or shape[2] == 1):
+            return
+    expected = "uint8 [height, width, 3], [height, width, 1] or [height, width], not empty"
+    if camera is not None:
+        grey = f"[{camera.height}, {camera.width}]"
+        colour = f"[{camera.height}, {camera.width}, 3] or grey "
+        expected = f"uint8 {'' if camera.layout == 'gray' else colour}{grey}, the camera that the artifact is made for"
+    found = f"the frame has dtype {array.dtype} and shape {list(shape)}; expected {expected}"
+    raise FrameError(f"{found}{_advice(array)}")
+
+
+def _advice(array: np.ndarray) -> str:
+    """Return what to do about a refused frame, where that is known."""
+    shape, three = array.shape, array.ndim == 3
+    cases = (
+        (array.dtype == np.bool_, "Convert it to 0 and 255: frame.astype(np.uint8) * 255"),
+        (
+            array.dtype.kind == "f",
+            "Convert it to 0..255: (255 * frame).round().astype(np.uint8) where its values lie in 0..1",
+        ),
+        (array.dtype.kind in "iu" and array.dtype != np.uint8, "Scale it to 0..255 and convert it to uint8"),
+        (three and shape[2] == 4, "Drop its alpha channel: frame[..., :3]"),
+        (
+            three and shape[0] in (1, 3, 4) and shape[2] not in (1, 3),
+            "Put the channels last: frame.transpose(1, 2, 0), or frame.permute(1, 2, 0) in torch",
+        ),
+        (array.ndim == 4, "Several frames go to predict_batch"),
+    )
+    return next((f". {advice}" for applies, advice in cases if applies), "")
