@@ -22,14 +22,14 @@ from grood_edge.arrays import Frames
 from grood_edge.outputs import Outputs
 from grood_edge.runtime import open_session
 from grood_edge.runtime.decision import parse_decision
-from grood_edge.runtime.drift import DriftWatch
+from grood_edge.runtime.drift import drift_watch
 from grood_edge.runtime.health import HealthRules
 from grood_edge.runtime.mailbox import Capture, FramePolicy
 from grood_edge.runtime.onnxrt import OnnxRuntimeBackend
 from grood_edge.runtime.selftest import MODEL
 from grood_edge.runtime.sources import CapturedFrame, Color
 from grood_edge.runtime.stream import StreamRules, StreamVerdict, verdicts
-from grood_edge.telemetry.jsonl import open_log
+from grood_edge.telemetry.jsonl import open_json_lines
 from grood_edge.telemetry.watching import Tally, watch
 
 FPS = 60.0
@@ -39,8 +39,9 @@ INFERENCE = 0.025  # seconds
 class Camera:
     """60 frames a second on an absolute schedule, one of 50 noisy 720p pictures each."""
 
-    name, live, color = "synthetic camera", True, Color.__args__[0]
+    name, live = "synthetic camera", True
     fps: float | None = FPS
+    color: Color = "rgb"
 
     def __init__(self, seconds: float) -> None:
         rng = np.random.default_rng(0)
@@ -107,14 +108,14 @@ def run(minutes: float) -> dict[str, Any]:
     ages: list[float] = []
     memory: list[tuple[float, int]] = []
     contract = artifact.contract
-    rules = StreamRules(parse_decision("hysteresis", contract), HealthRules(), DriftWatch.of(contract))
+    rules = StreamRules(parse_decision("hysteresis", contract), HealthRules(), drift_watch(contract, FPS))
     with (
         tempfile.TemporaryDirectory() as folder,
         open_session(MODEL, backend=Slow(outputs)) as session,
         Capture(camera, FramePolicy("newest")) as capture,
     ):
         stream = measured(verdicts(session, capture, rules), ages, memory)
-        watch(stream, [open_log(Path(folder) / "log.jsonl", force=False)], tally, lambda _: None)
+        watch(stream, [open_json_lines(Path(folder) / "log.jsonl", force=False)], tally, lambda _: None)
         captured = capture.captured
     after = [size for moment, size in memory if moment - memory[0][0] >= 60]
     return {

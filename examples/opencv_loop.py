@@ -1,4 +1,7 @@
-"""The shortest loop, for a camera that OpenCV opens: python opencv_loop.py model.onnx 0   (or a video file)"""
+"""The shortest loop, for what OpenCV opens.
+
+python opencv_loop.py model.onnx 0   (or a video file)
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""An artifact needs no grood_edge: python ort_only.py model.onnx image.png"""
+"""An artifact needs no grood_edge.
+
+python ort_only.py model.onnx image.png
+"""
 
 import json
 import sys

@@ -1,11 +1,14 @@
-"""Camera, session, decision; the robot stops while the view is not known: python robot_loop.py model.onnx 0"""
+"""Camera, session, decision; the robot stops while the view is not known.
+
+python robot_loop.py model.onnx 0
+"""
 
 import sys
 
 from grood_edge.runtime import open_session
 from grood_edge.runtime.decision import parse_decision
 from grood_edge.runtime.health import HealthRules
-from grood_edge.runtime.mailbox import Capture, default_policy
+from grood_edge.runtime.mailbox import Capture, parse_policy
 from grood_edge.runtime.sources import open_source
 from grood_edge.runtime.stream import StreamRules, StreamVerdict, verdicts
 
@@ -19,7 +22,7 @@ def drive(change: StreamVerdict) -> None:
 source = open_source(sys.argv[2])
 with (
     open_session(sys.argv[1], color=source.color) as session,
-    Capture(source, default_policy(source)) as capture,
+    Capture(source, parse_policy(None, source.live)) as capture,
 ):
     rules = StreamRules(parse_decision("hysteresis", session.contract), HealthRules())
     for seen in verdicts(session, capture, rules, on_change=drive):

@@ -1,6 +1,7 @@
 """A ROS 2 node: images in, /diagnostics and a JSON string out.
 
-Run with rclpy, diagnostic_msgs and cv_bridge-free: `python ros2_node.py --ros-args -p model:=model.onnx -p topic:=/image`.
+python ros2_node.py --ros-args -p model:=model.onnx -p topic:=/image
+
 It was run against a recorded bag only (tests/test_examples.py feeds `Judge` from one), never on a live ROS 2 graph.
 """
 

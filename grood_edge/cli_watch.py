@@ -35,7 +35,7 @@ def watch_command(
     record: Annotated[Path | None, typer.Option(help="Overlay as .mp4.")] = None,
     log: Annotated[Path | None, typer.Option(help="One JSON line a frame, .jsonl.")] = None,
     mcap: Annotated[Path | None, typer.Option(help="The same as .mcap, for Foxglove.")] = None,
-    rerun: Annotated[Path | None, typer.Option(help="The same as .rrd, for Rerun.")] = None,
+    rerun: Annotated[str | None, typer.Option(help="spawn (the viewer), NAME.rrd, or rerun+http://HOST:9876/proxy.")] = None,
     metrics: Annotated[str | None, typer.Option(help="[ADDRESS]:PORT for Prometheus, such as :9464.")] = None,
     on_unknown: Annotated[str | None, typer.Option(help="save:DIR keeps the frames around each alarm.")] = None,
     alpha: Alpha = None,
@@ -48,7 +48,7 @@ def watch_command(
     """Watch a camera or a recording: which frames are known, and what that amounts to over time."""
     from grood_edge.runtime.decision import parse_decision
     from grood_edge.runtime.drift import drift_watch
-    from grood_edge.runtime.health import health_rules
+    from grood_edge.runtime.health import HealthRules
     from grood_edge.runtime.mailbox import Capture, parse_policy
     from grood_edge.runtime.session import open_session
     from grood_edge.runtime.sources import SourceOptions, open_source
@@ -70,12 +70,13 @@ def watch_command(
                         trusted_engine=trusted, progress=progress,
                     )
                 )  # fmt: skip
+            camera = session.contract.preprocessing.camera
             patience = max_age if frames.live else None  # files wait
             for reason in session.fallbacks:
                 tell(f"warning: {reason}", "yellow")
             rules = StreamRules(
                 parse_decision(decision, session.contract, fps or frames.fps, alpha),
-                health_rules(session.contract, patience),
+                HealthRules(max_age=patience, shape=None if camera is None else (camera.height, camera.width)),
                 drift_watch(session.contract, fps or frames.fps),
             )
             capture = Capture(frames, parse_policy(policy, frames.live), patience)

@@ -26,7 +26,7 @@ class Asked:
     record: Path | None = None
     log: Path | None = None
     mcap: Path | None = None
-    rerun: Path | None = None
+    rerun: str | None = None
     metrics: str | None = None
     on_unknown: str | None = None
 

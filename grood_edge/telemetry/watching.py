@@ -56,7 +56,7 @@ class Tally:
     frames: int = 0
     dropped: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
-    states: Counter[str] = field(default_factory=Counter)
+    states: dict[str, float] = field(default_factory=dict)
     transitions: list[Transition] = field(default_factory=list)
     changes: int = 0
     drifted: int = 0
@@ -74,7 +74,7 @@ class Tally:
             self._latencies[np.searchsorted(_EDGES, found.latency)] += 1
         before = "UNSURE" if self._last is None else self._last.state.name
         if self._last is not None:
-            self.states[before] += found.time - self._last.time
+            self.states[before] = self.states.get(before, 0.0) + found.time - self._last.time
         if found.changed:
             self.changes += 1
             if len(self.transitions) < MAX_TRANSITIONS:
