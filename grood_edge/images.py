@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import io
 import math
 import os
 import warnings
@@ -16,7 +17,15 @@ from PIL import Image, ImageOps
 from grood_edge.arrays import Frame
 from grood_edge.errors import DatasetError
 
-__all__ = ["IMAGE_SUFFIXES", "NpzImages", "UnreadableImageError", "find_images", "load_image", "open_npz"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "NpzImages",
+    "UnreadableImageError",
+    "decode_image",
+    "find_images",
+    "load_image",
+    "open_npz",
+]
 
 # Those that cannot be decoded here are listed too: an image is reported as unreadable, never skipped silently.
 IMAGE_SUFFIXES = (
@@ -56,10 +65,19 @@ def load_image(path: Path) -> Frame:
     Raises:
         UnreadableImageError: corrupt, animated, too large, or not 8 bits a channel.
     """
+    return _opened(path, _FORMATS)
+
+
+def decode_image(data: bytes) -> Frame:
+    """Decode a JPEG or PNG in memory as `load_image` does a file, with the same limits and errors."""
+    return _opened(io.BytesIO(data), ("JPEG", "PNG"))
+
+
+def _opened(source: Path | io.BytesIO, formats: tuple[str, ...]) -> Frame:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the size is checked below; the rest is the decoder's chatter
-            with Image.open(path, formats=_FORMATS) as image:
+            with Image.open(source, formats=formats) as image:
                 return _decoded(image)
     except UnreadableImageError:
         raise

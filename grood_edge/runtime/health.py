@@ -124,4 +124,3 @@ def _remember(memory: HealthMemory, image: np.ndarray) -> HealthMemory:
     crc = zlib.crc32(flat)
     same = memory.crc is None or memory.crc == crc
     return HealthMemory(image.shape, total, crc, memory.repeats + 1 if same else 0)
-

@@ -1,0 +1,256 @@
+"""Recordings of robots: .mcap files and ROS 2 bags (folders of .mcap or .db3). Untrusted; nothing is unpacked to disk.
+
+The files are read as they are: what a bag's metadata.yaml says, other paths above all, is not needed.
+"""
+
+import io
+import re
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from grood_edge.errors import MissingExtraError, SourceError
+from grood_edge.runtime.ros_images import IMAGE_TYPES, BadMessageError, UnknownEncodingError, read_picture
+from grood_edge.runtime.sources import Clock, Shot, Source, StreamedSource
+
+__all__ = ["is_bag", "open_bag"]
+
+_SUFFIXES = (".mcap", ".db3")
+_MAX_BYTES = 512 << 20  # of one record, one unpacked chunk, one message
+_MAX_TOPICS = 10_000
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message of the topic: `data` None where it is damaged (`problem`). logged: seconds."""
+
+    data: bytes | None
+    logged: float | None
+    problem: str = ""
+
+
+def is_bag(path: Path) -> bool:
+    """Say whether a path is an .mcap or .db3 file, or a folder that holds some or a metadata.yaml."""
+    if path.is_dir():
+        return (path / "metadata.yaml").is_file() or bool(_storage_files(path))
+    return path.suffix.lower() in (*_SUFFIXES, ".bag")
+
+
+def open_bag(path: Path, topic: str | None = None, clock: Clock = time.monotonic) -> Source:
+    """Open the images of one topic; RGB or grey. `source_time` is the stamp in the header, else the time of logging.
+
+    A message that is no picture is a frame without image; where the recording was cut off, a last such frame says so.
+
+    Args:
+        path: an .mcap or .db3 file, or a bag's folder, whose files are read in the order of their numbers.
+        topic: of type Image or CompressedImage; None takes the only one.
+        clock: stamps `captured`.
+
+    Raises:
+        SourceError: it is no such recording, is compressed, has no such topic, or several where none was chosen.
+        MissingExtraError: it is an .mcap, and the package mcap is not installed.
+    """
+    files = _storage_files(path) if path.is_dir() else [path]
+    if not files or path.suffix.lower() == ".bag":
+        raise SourceError(
+            f"{path} holds no .mcap and no .db3 file; expected an uncompressed ROS 2 bag. Unpack *.zstd with zstd -d; "
+            "convert a ROS 1 bag with rosbags-convert"
+        )
+    topics: dict[str, str] = {}
+    try:
+        for file in files:
+            topics |= _mcap_topics(file) if file.suffix.lower() == ".mcap" else _db3_topics(file)
+    except (SourceError, MissingExtraError):
+        raise
+    except Exception as error:  # mcap, struct and sqlite3 raise anything on damaged files
+        raise SourceError(f"{path} cannot be read as a bag: {error or type(error).__name__}") from error
+    chosen = _choose_topic(path, topics, topic)
+    return StreamedSource(f"{path}:{chosen}", _shots(files, chosen, topics[chosen]), clock=clock)
+
+
+def _storage_files(folder: Path) -> list[Path]:
+    files = [p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES and p.is_file()]
+    return sorted(files, key=lambda p: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", p.name)])
+
+
+def _choose_topic(path: Path, topics: dict[str, str], wanted: str | None) -> str:
+    images = sorted(name for name, kind in topics.items() if kind in IMAGE_TYPES)
+    if wanted in images:
+        return str(wanted)
+    if wanted is None and len(images) == 1:
+        return images[0]
+    listed = ", ".join(f"{name} ({topics[name].rpartition('/')[2]})" for name in images[:20]) or "none"
+    asked = "a topic must be chosen (--topic)" if wanted is None else f"{wanted!r} is not among them"
+    raise SourceError(f"{path} has {len(images)} image topics of ROS 2 messages and {asked}: {listed}")
+
+
+def _shots(files: list[Path], topic: str, kind: str) -> Iterator[Shot]:
+    for file in files:
+        read = _mcap_messages if file.suffix.lower() == ".mcap" else _db3_messages
+        count = 0
+        try:
+            for message in read(file, topic):
+                yield _shot(message, kind, topic, first=count == 0)
+                count += 1
+        except SourceError:
+            raise
+        except Exception as error:  # as in open_bag
+            reason = str(error) or type(error).__name__
+            yield Shot(None, None, f"{file.name} is cut off or damaged after {count} images: {reason}")
+
+
+def _shot(message: Message, kind: str, topic: str, first: bool) -> Shot:
+    if message.data is None:
+        return Shot(None, message.logged, message.problem)
+    try:
+        picture = read_picture(kind, message.data)
+    except UnknownEncodingError as error:
+        if first:  # a topic that was chosen wrongly, not damage
+            raise SourceError(f"topic {topic}: {error}") from error
+        return Shot(None, message.logged, str(error))
+    except BadMessageError as error:
+        return Shot(None, message.logged, str(error))
+    return Shot(picture.image, message.logged if picture.stamp is None else picture.stamp)
+
+
+def _db3(file: Path) -> sqlite3.Connection:
+    # immutable: no journal is written beside the bag, and none is believed
+    uri = f"{file.absolute().as_uri()}?mode=ro&immutable=1"
+    database = sqlite3.connect(uri, uri=True, check_same_thread=False)
+    database.execute("PRAGMA trusted_schema=OFF")
+    tables = database.execute("SELECT count(*) FROM sqlite_master WHERE type='table' AND name IN ('topics','messages')")
+    if tables.fetchone() != (2,):
+        database.close()
+        raise SourceError(f"{file} is a database without the tables of a ROS 2 bag")
+    return database
+
+
+def _db3_topics(file: Path) -> dict[str, str]:
+    database = _db3(file)
+    try:
+        rows = database.execute(
+            "SELECT name, type FROM topics WHERE serialization_format = 'cdr' AND length(name) < 1000 LIMIT ?",
+            (_MAX_TOPICS,),
+        )
+        return {str(name): str(kind) for name, kind in rows}
+    finally:
+        database.close()
+
+
+def _db3_messages(file: Path, topic: str) -> Iterator[Message]:
+    database = _db3(file)
+    try:
+        rows = database.execute(
+            "SELECT timestamp, length(data), CASE WHEN length(data) <= ? THEN data END FROM messages WHERE topic_id IN "
+            "(SELECT id FROM topics WHERE name = ?) ORDER BY messages.rowid",  # as recorded; sorting takes memory
+            (_MAX_BYTES, topic),
+        )
+        for timestamp, size, data in rows:
+            logged = timestamp / 1e9 if isinstance(timestamp, int) else None
+            problem = f"a message of {size} bytes; at most {_MAX_BYTES} are read"
+            yield Message(data, logged) if isinstance(data, bytes) else Message(None, logged, problem)
+    finally:
+        database.close()
+
+
+def _mcap_topics(file: Path) -> dict[str, str]:
+    """Return the topics from the summary at the end, or, in a recording that was cut off, from all records."""
+    _require_mcap()
+    from mcap.reader import make_reader
+    from mcap.records import Channel, Schema
+
+    with open(file, "rb") as opened:
+        summary = None
+        if file.stat().st_size > 0:
+            try:
+                summary = make_reader(opened, record_size_limit=_MAX_BYTES).get_summary()
+            except Exception:  # no whole end: the records are what there is
+                summary = None
+        if summary is not None and summary.channels:
+            schemas, channels = summary.schemas, list(summary.channels.values())
+        else:
+            schemas, channels = {}, []
+            for record in _mcap_records(file, forgiving=True):
+                if isinstance(record, Schema):
+                    schemas[record.id] = record
+                if isinstance(record, Channel) and len(channels) < _MAX_TOPICS:
+                    channels.append(record)
+    return {
+        c.topic: schemas[c.schema_id].name for c in channels if c.message_encoding == "cdr" and c.schema_id in schemas
+    }
+
+
+def _mcap_messages(file: Path, topic: str) -> Iterator[Message]:
+    from mcap.records import Channel
+
+    ids: set[int] = set()
+    for record in _mcap_records(file, forgiving=False):
+        if isinstance(record, Channel):
+            (ids.add if record.topic == topic else ids.discard)(record.id)
+        elif type(record).__name__ == "Message" and record.channel_id in ids:
+            yield Message(record.data, record.log_time / 1e9)
+        elif isinstance(record, Message):
+            yield record
+
+
+def _mcap_records(file: Path, forgiving: bool) -> Iterator[Any]:
+    """Iterate over schemas, channels and messages in the order of the file; a damaged chunk is one damaged `Message`.
+
+    Args:
+        file: the recording.
+        forgiving: end quietly where it is cut off.
+    """
+    from mcap.records import Chunk, DataEnd
+    from mcap.stream_reader import StreamReader, breakup_chunk
+
+    with open(file, "rb") as opened:
+        try:
+            for record in StreamReader(opened, emit_chunks=True, record_size_limit=_MAX_BYTES).records:
+                if isinstance(record, DataEnd):
+                    return
+                if not isinstance(record, Chunk):
+                    yield record
+                    continue
+                try:
+                    whole = breakup_chunk(replace(record, compression="", data=_unpacked(record)), validate_crc=True)
+                except Exception as error:  # lz4, zstandard and struct each raise their own
+                    whole = [
+                        Message(None, record.message_start_time / 1e9, f"a chunk of the recording is damaged: {error}")
+                    ]
+                yield from whole
+        except Exception:
+            if not forgiving:
+                raise
+
+
+def _unpacked(chunk: Any) -> bytes:
+    """Unpack a chunk within its announced size, which is bounded: a few bytes may claim to be gigabytes."""
+    size = chunk.uncompressed_size
+    if size > _MAX_BYTES:
+        raise ValueError(f"it unpacks to {size} bytes; at most {_MAX_BYTES} are taken")
+    if chunk.compression == "lz4":
+        import lz4.frame
+
+        data: bytes = lz4.frame.LZ4FrameDecompressor().decompress(chunk.data, max_length=size + 1)
+    elif chunk.compression == "zstd":
+        import zstandard
+
+        with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(io.BytesIO(chunk.data)) as stream:
+            data = stream.read(size + 1)
+    elif chunk.compression == "":
+        data = chunk.data
+    else:
+        raise ValueError(f"compression {chunk.compression[:20]!r}; expected lz4, zstd or none")
+    if len(data) != size:
+        raise ValueError(f"it unpacks to {len(data)} bytes or more, and announces {size}")
+    return data
+
+
+def _require_mcap() -> None:
+    try:
+        import mcap.reader  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("mcap", "bag", "reading .mcap recordings") from error
