@@ -11,20 +11,18 @@ import typer
 from typer.core import TyperGroup
 
 from grood_edge import __version__
+from grood_edge.cli_calibrate import calibrate_command
 from grood_edge.cli_compile import compile_command
 from grood_edge.cli_doctor import doctor_command, selftest_command
 from grood_edge.cli_evaluate import evaluate_command
-from grood_edge.cli_export import export_command, print_written
+from grood_edge.cli_export import export_command
 from grood_edge.cli_options import (
     AllowUnreadable,
     Alpha,
     Backend,
     Force,
     Json,
-    Labels,
-    PerClassOrNone,
     Provider,
-    RuleOrNone,
     Trust,
 )
 from grood_edge.cli_watch import watch_command
@@ -58,44 +56,7 @@ app = typer.Typer(
 )
 
 app.command("export")(export_command)
-
-
-@app.command("calibrate")
-def calibrate_command(
-    model: Annotated[Path, typer.Argument(help="The artifact.")],
-    data: Annotated[str, typer.Option(help="ID images the network was never trained on.")],
-    threshold_only: Annotated[
-        bool, typer.Option("--threshold-only", help="Keep prototypes and bank; replace the calibration scores.")
-    ] = False,
-    out: Annotated[Path | None, typer.Option(help="Where to write; without it the artifact is replaced.")] = None,
-    alpha: Alpha = None,
-    delta: Annotated[float | None, typer.Option(help="Risk that the rate exceeds alpha after all.")] = None,
-    rule: RuleOrNone = None,
-    per_class: PerClassOrNone = None,
-    labels: Labels = "folder",
-    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
-    force: Force = False,
-    allow_unreadable: AllowUnreadable = False,
-    as_json: Json = False,
-) -> None:
-    """Refit an artifact on new ID images, on the device: needs neither torch nor onnx."""
-    from grood_edge.export.recalibrate import RecalibrateOptions, recalibrate
-    from grood_edge.terminal import progress_bars
-
-    options = RecalibrateOptions(
-        threshold_only=threshold_only,
-        labels=labels,
-        alpha=alpha,
-        delta=delta,
-        marginal=None if rule is None else rule == "marginal",
-        per_class=per_class,
-        seed=seed,
-        force=force,
-        allow_unreadable=allow_unreadable,
-    )
-    with progress_bars() as progress:
-        report = recalibrate(model, data, out, options, progress)
-    print_written(report, as_json, f"grood-edge verify {report.path}")
+app.command("calibrate")(calibrate_command)
 
 
 @app.command("score")

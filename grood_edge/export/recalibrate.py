@@ -117,7 +117,16 @@ def recalibrate(
     frames = verification_frames(passes.fit.check_samples, before.preprocessing)
     verification = require_equal_scores(session, stored, contract, frames)
     publish(artifact_bytes(stored, contract), target, options.force or out is None, check=reopen)
-    return RecalibrateReport(target, before, contract, verification, passes.fit.unreadable, ())
+    return RecalibrateReport(target, before, contract, verification, passes.fit.unreadable, _warnings(before))
+
+
+def _warnings(before: Contract) -> tuple[str, ...]:
+    if before.stream is None:
+        return ()
+    return (
+        "the calibration on episodes was dropped, because it was of the old scores: measure it again with grood-edge "
+        "calibrate MODEL --episodes DIR",
+    )
 
 
 def _with_old_images(fit: Fit, before: Fit) -> Fit:

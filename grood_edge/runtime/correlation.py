@@ -45,7 +45,7 @@ def autocorrelation(episodes: Sequence[np.ndarray], lags: int) -> np.ndarray:
 def correlation_lag(episodes: Sequence[np.ndarray]) -> Correlation:
     """Find the first lag after which the autocorrelation stays below 0.05.
 
-    At most a thirtieth of the shortest episode is accepted, and it must stay below up to three times that. With one
+    At most a thirtieth of the shortest episode is accepted, and it must stay below up to twice that. With one
     episode alone nothing is found: its own mean is then the mean of all.
     """
     shortest = min(len(episode) for episode in episodes)
@@ -54,20 +54,24 @@ def correlation_lag(episodes: Sequence[np.ndarray]) -> Correlation:
         return Correlation(None, longest, "one episode cannot show what differs between episodes; give several")
     if longest < 1:
         return Correlation(None, longest, f"the shortest episode has {shortest} frames; at least {PERIODS} are needed")
-    found = autocorrelation(episodes, 3 * longest)
+    found = autocorrelation(episodes, 2 * longest)
     if not np.isfinite(found).all():
-        return Correlation(None, longest, "the autocorrelation is not defined: all p_values are equal, or too few are left")
+        return Correlation(None, longest, "no autocorrelation is defined: all p_values are equal, or too few are left")
     lag = 1 + int(np.flatnonzero(found >= NEARLY_NONE)[-1])  # lag 0 is 1, so there is one
     if lag <= longest:
         return Correlation(lag, longest, f"the autocorrelation stays below {NEARLY_NONE:g} from {lag} frames on")
     if found[longest] >= NEARLY_NONE:
-        how = f"is still {found[longest]:.2f} between frames {longest} apart"
+        how = f"is still {found[longest]:.2f} between frames {longest} apart, and the shortest episode ({shortest} "
+        how += (
+            f"frames) shows no more: it must last {PERIODS} correlation times. What scenes have in common never decays"
+        )
     else:
-        how = f"rises above {NEARLY_NONE:g} again, between frames {lag - 1} apart"
-    return Correlation(
-        None, longest, f"the autocorrelation {how}, and the shortest episode ({shortest} frames) shows no more; episodes must "
-        f"last {PERIODS} correlation times. Differences between scenes do not decay at all"
-    )  # fmt: skip
+        noise = 1 / np.sqrt(sum(len(episode) for episode in episodes))
+        how = (
+            f"rises above {NEARLY_NONE:g} again, between frames {lag - 1} apart; noise alone makes {noise:.2f} or more "
+        )
+        how += "of it here, and less with more frames"
+    return Correlation(None, longest, f"the autocorrelation {how}")
 
 
 def _lagged(values: np.ndarray, lags: int) -> np.ndarray:

@@ -1,7 +1,6 @@
 """What a planner wants: known, unknown, unsure, or no valid view; pure functions over verdicts in order of time."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from grood_edge.contract import Contract
 from grood_edge.errors import CalibrationError, UsageError
@@ -61,8 +60,9 @@ class PerFrame:
         """Return the memory before the first frame."""
         return _Frames(State("UNSURE", time, "no frame yet"), time)
 
-    def step(self, memory: Any, seen: Observation) -> _Frames:
+    def step(self, memory: Memory, seen: Observation) -> _Frames:
         """Return the memory after a frame."""
+        assert isinstance(memory, _Frames)
         if seen.status != "OK":
             return replace(memory, state=unseen(memory.state, memory.begun, seen, self.no_view))
         name: StateName = "UNKNOWN" if seen.is_ood else "KNOWN"
@@ -97,8 +97,9 @@ class Hysteresis:
         """Return the memory before the first frame."""
         return _Frames(State("UNSURE", time, "no frame yet"), time)
 
-    def step(self, memory: Any, seen: Observation) -> _Frames:
+    def step(self, memory: Memory, seen: Observation) -> _Frames:
         """Return the memory after a frame."""
+        assert isinstance(memory, _Frames)
         if seen.status != "OK":
             state = unseen(memory.state, memory.begun, seen, self.no_view)
             return replace(memory, state=state, recent=() if state.name == "NO-VIEW" else memory.recent)
@@ -137,7 +138,7 @@ def parse_decision(text: str, contract: Contract, fps: float | None = None, alph
     name, _, rest = text.partition(":")
     accepted = _SETTINGS.get(name)
     if accepted is None:
-        raise UsageError(f"--decision {text!r}; expected {', '.join(_SETTINGS)}, with settings as in hysteresis:k=4,n=6")
+        raise UsageError(f"--decision {text!r}; expected {', '.join(_SETTINGS)}, or with settings: hysteresis:k=4,n=6")
     given = _settings(text, rest, accepted)
     no_view = given.get("no-view", 0.0 if name == "per-frame" else NO_VIEW)
     if name == "per-frame":

@@ -25,8 +25,8 @@ class Drift:
 
     statistic: Kolmogorov-Smirnov distance, 0 to 1. p_value: of that distance. level: below which it is drift (already
     divided among the looks). window: frames in it. time: when it was full (`Observation.time`). look: how many windows
-    were full so far. measured: the time between fed frames was measured on episodes; where it was not, neighbours may be
-    correlated, and then the level is not kept.
+    were full so far. measured: the time between fed frames was measured on episodes; where it was not, neighbours may
+    be correlated, and then the level is not kept.
     """
 
     statistic: float
@@ -101,8 +101,8 @@ class DriftWatch:
 def drift_watch(contract: Contract, fps: float | None = None) -> DriftWatch:
     """Return the watch for an artifact: it feeds frames as far apart as the episodes said.
 
-    Without episodes, or where they set no decimation, it feeds one a second and says so (`Drift.measured`). fps: frames a
-    second that will come; None: as in the episodes.
+    Without episodes, or where they set no decimation, it feeds one a second and says so (`Drift.measured`). fps: frames
+    a second that will come; None: as in the episodes.
     """
     stream = contract.stream
     measured = stream is not None and stream.interval is not None
@@ -117,8 +117,8 @@ def ks_statistic(rule: DecisionRule, window: Sequence[tuple[float, int]]) -> tup
 
     Each score is replaced by its place among the calibration scores of its group, 0 to 1. With one group the distance
     is the usual one. With several, of which the window has m_g frames and calibration n_g scores, the difference of the
-    two distributions varies like a Brownian bridge with 1/m + sum (m_g / m)^2 / n_g, whose inverse is the size returned:
-    m n / (m + n) for one group.
+    two distributions varies like a Brownian bridge of variance 1/m + sum (m_g / m)^2 / n_g. The inverse of that is the
+    size returned: m n / (m + n) for one group.
     """
     scores = np.array([score for score, _ in window], np.float32)
     groups = rule.group_of_class[np.array([class_id for _, class_id in window])]
@@ -131,7 +131,7 @@ def ks_statistic(rule: DecisionRule, window: Sequence[tuple[float, int]]) -> tup
         variance += (rows.sum() / m) ** 2 / known.size
     more = np.searchsorted(np.sort(up_to), up_to, side="right") / m - up_to
     less = below - np.searchsorted(np.sort(below), below, side="left") / m
-    return float(max(more.max(), less.max(), 0.0)), 1 / variance
+    return max(float(more.max()), float(less.max()), 0.0), float(1 / variance)
 
 
 def ks_p_value(statistic: float, effective: float) -> float:

@@ -92,8 +92,8 @@ def log_threshold(hours: float, fed_per_second: float) -> float:
     frames = 3600 * hours * fed_per_second
     if not (hours > 0 and fed_per_second > 0 and 1 < frames < math.inf):
         raise UsageError(
-            f"e-cusum was given {hours:g} hours between false alarms at {fed_per_second:g} fed frames a second; expected "
-            "both above 0 and at least two frames in that time, such as hours=8"
+            f"e-cusum was given {hours:g} hours between false alarms at {fed_per_second:g} fed frames a second; "
+            "expected both above 0 and at least two frames in that time, such as hours=8"
         )
     return math.log(frames)
 

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 from grood_edge.conformal import least_calibration_images
 from grood_edge.contract import Contract, StreamCalibration
@@ -15,7 +14,7 @@ from grood_edge.runtime.e_cusum import (
     log_threshold,
     threshold_by_episode,
 )
-from grood_edge.runtime.states import Observation, State, StateName, moved, scored_p_value, unseen
+from grood_edge.runtime.states import Memory, Observation, State, StateName, moved, scored_p_value, unseen
 from grood_edge.runtime.votes import Votes
 
 __all__ = ["EPISODE_ALPHA", "EPISODE_DELTA", "ECusum", "e_cusum_for"]
@@ -61,8 +60,9 @@ class ECusum:
         """Return the memory before the first frame."""
         return _Evidence(State("UNSURE", time, f"no frame yet; e-cusum: {self.promise}"), time)
 
-    def step(self, memory: Any, seen: Observation) -> _Evidence:
+    def step(self, memory: Memory, seen: Observation) -> _Evidence:
         """Return the memory after a frame."""
+        assert isinstance(memory, _Evidence)
         if seen.status != "OK":
             state = unseen(memory.state, memory.begun, seen, self.no_view)
             recent = () if state.name == "NO-VIEW" else memory.recent
@@ -99,9 +99,9 @@ def e_cusum_for(contract: Contract, hours: float, fps: float | None, votes: Vote
 
     hours: mean time between false alarms. fps: frames a second that will come; None: as in the contract's episodes.
 
-    The threshold is A, from hours and the frames fed a second; with enough episodes (59) it is raised to the threshold by
-    episode where that is larger, so that both statements hold. Where no decimation could be set A says nothing, and the
-    threshold by episode stands alone.
+    The threshold is A, from hours and the frames fed a second; with enough episodes (59) it is raised to the threshold
+    by episode where that is larger, so that both statements hold. Where no decimation could be set A says nothing, and
+    the threshold by episode stands alone.
 
     Raises:
         UsageError: no frames a second, or hours and frames a second that make no threshold.
@@ -111,8 +111,8 @@ def e_cusum_for(contract: Contract, hours: float, fps: float | None, votes: Vote
     rate = fps if fps is not None else (stream.fps if stream else None)
     if rate is None or not 0 < rate < float("inf"):
         raise UsageError(
-            f"e-cusum needs the frames a second that will come, and they are {rate}; say them, or calibrate the artifact "
-            "on video with: grood-edge calibrate MODEL --episodes DIR"
+            f"e-cusum needs the frames a second that will come, and they are {rate}; say them, or calibrate the "
+            "artifact on video with: grood-edge calibrate MODEL --episodes DIR"
         )
     log_c = math.log(correction(calibration.class_sizes or (calibration.n,)))
     interval = _interval(stream)
@@ -141,8 +141,8 @@ def _with_episodes(stream: StreamCalibration, log_a: float, promise: str) -> tup
         if by_episode is None:
             raise CalibrationError(
                 f"e-cusum: frames of the {stream.episodes} episodes stay correlated too long for a decimation, and a "
-                f"threshold by episode needs {least_calibration_images(EPISODE_ALPHA, EPISODE_DELTA)} of them; calibrate "
-                "on more and longer episodes, or use hysteresis, which promises nothing"
+                f"threshold by episode needs {least_calibration_images(EPISODE_ALPHA, EPISODE_DELTA)} of them; "
+                "calibrate on more and longer episodes, or use hysteresis, which promises nothing"
             )
         return by_episode, f"threshold by episode: {most}; no mean time can be promised"
     fed = f"{promise}, fed every {stream.interval:.3g} s, without scene effects"

@@ -147,15 +147,21 @@ def _entries(folder: Path) -> list[Path]:
         ) from error
     if not 1 <= len(entries) <= MAX_EPISODES:
         raise DatasetError(
-            f"{folder} has {len(entries):,} episodes; expected 1 to {MAX_EPISODES:,}: a video or a folder of images each"
+            f"{folder} has {len(entries):,} episodes; expected 1 to {MAX_EPISODES:,}: videos, or folders of images"
         )
+    for entry in entries:
+        if not (entry.is_file() or entry.is_dir()) or " ! " in str(entry):
+            raise DatasetError(
+                f"{entry} is no episode; expected a video or a folder of images, without ' ! ' in its path, which is "
+                "how GStreamer writes pipelines"
+            )
     return entries
 
 
 def _open_source(entry: Path) -> Source:
     from grood_edge.runtime.sources import open_source
 
-    source: Source = open_source(str(entry))
+    source: Source = open_source(str(entry.absolute()))  # a name such as 0 would be a camera
     return source
 
 
@@ -191,8 +197,8 @@ def _rate(source: Source, fps: float | None, options: EpisodeOptions) -> float:
         )
     if fps is not None and abs(found - fps) > SAME_RATE * fps:
         raise DatasetError(
-            f"the episode {source.name} has {found:g} frames a second, and those before it {fps:g}; the correlation time is "
-            "measured in frames, so convert the videos to one rate, or say it with --fps if the files are wrong"
+            f"the episode {source.name} has {found:g} frames a second, and those before it {fps:g}; the correlation time "
+            "is measured in frames, so convert the videos to one rate, or say it with --fps if the files are wrong"
         )
     return found if fps is None else fps
 
@@ -227,8 +233,8 @@ def _require_good(artifact: Artifact, scored: _Scored, options: EpisodeOptions) 
     frames = len(scored.hashes) + len(scored.unreadable)
     if len(scored.unreadable) > UNREADABLE_LIMIT * frames and not options.allow_unreadable:
         raise DatasetError(
-            f"{len(scored.unreadable)} of {frames} frames cannot be read: {name_some(scored.unreadable)}. Repair or remove "
-            "these, or accept it with --allow-unreadable"
+            f"{len(scored.unreadable)} of {frames} frames cannot be read: {name_some(scored.unreadable)}. Repair or "
+            "remove these, or accept it with --allow-unreadable"
         )
     known, covered = artifact.contract.fit.recognised(scored.hashes)
     if known > KNOWN_LIMIT * covered:
@@ -264,8 +270,8 @@ def _require(written: Path, contract: Contract) -> None:
         report = replay_probes(session.contract, session.backend.run, session.backend.provider)
         if session.contract != contract or not report.passed:
             raise VerificationError(
-                f"the written artifact does not answer like the one that was read: {report.flips} decision flips, score "
-                f"error up to {report.largest_error:.1e}; nothing was changed. Run grood-edge verify on it"
+                f"the written artifact does not answer like the one that was read: {report.flips} decision flips, "
+                f"score error up to {report.largest_error:.1e}; nothing was changed. Run grood-edge verify on it"
             )
 
 
@@ -282,8 +288,8 @@ def _report(target: Path, contract: Contract, scored: _Scored, correlation: Corr
     warnings = []
     if contract.calibration.guarantee == "none":
         warnings.append(
-            "the calibration images were seen in training, so no mean time between alarms can be promised: recalibrate with "
-            "--data FRESH --threshold-only, then calibrate on the episodes again"
+            "the calibration images were seen in training, so no mean time between alarms can be promised: recalibrate "
+            "with --data FRESH --threshold-only, then calibrate on the episodes again"
         )
     if correlation.lag is not None and len(scored.log_e) < FEW_EPISODES:
         warnings.append(f"{len(scored.log_e)} episodes hardly show how much scenes differ; {FEW_EPISODES} or more do")

@@ -46,7 +46,7 @@ def test_statistic_is_scipys(ties: bool) -> None:
 
 
 def test_p_value_is_near_the_exact_one() -> None:
-    """0.91 to 1.20 times scipy's exact p_value, from 1e-9 up, for windows of 50 and 200 frames and 60 to 1000 scores."""
+    """0.91 to 1.20 times scipy's exact p_value from 1e-9 up, for windows of 50 and 200 frames and 60 to 1000 scores."""
     rng = np.random.default_rng(1)
     ratios = []
     for n, m in ((60, 200), (314, 200), (1000, 200), (300, 50)):
@@ -66,7 +66,7 @@ def test_the_two_series_meet() -> None:
 
 
 def test_groups_are_compared_each_with_its_own_scores() -> None:
-    """Two classes whose scores differ, in another mixture than calibration had: no drift, though the pooled KS cries it."""
+    """Two classes whose scores differ, mixed otherwise than in calibration: no drift, though the pooled KS cries it."""
     rng = np.random.default_rng(2)
     low, high = np.sort(rng.normal(0, 1, 900)), np.sort(rng.normal(5, 1, 100))
     rule = DecisionRule((low.astype(np.float32), high.astype(np.float32)), (1, 1), np.array([0, 1], np.int32))
@@ -86,7 +86,8 @@ def test_grouped_p_values_are_nearly_uniform_for_id_frames() -> None:
         groups = tuple(np.sort(rng.normal(size=n)).astype(np.float32) for n in (30, 80, 300))
         rule = DecisionRule(groups, (1, 1, 1), np.arange(3, dtype=np.int32))
         ids = rng.choice(3, 100, p=[0.6, 0.3, 0.1])
-        small.append(ks_p_value(*ks_statistic(rule, list(zip(rng.normal(size=100).tolist(), ids.tolist(), strict=True)))))
+        window = list(zip(rng.normal(size=100).tolist(), ids.tolist(), strict=True))
+        small.append(ks_p_value(*ks_statistic(rule, window)))
     for level in (0.05, 0.2):
         share, error = np.mean(np.array(small) < level), math.sqrt(level * (1 - level) / 600)
         assert level - 6 * error < share < level + 3 * error  # somewhat conservative, as with any ties
