@@ -8,7 +8,7 @@ from grood_edge.publishing import check_output
 from grood_edge.runtime.sources import Source
 from grood_edge.runtime.stream import StreamVerdict
 from grood_edge.telemetry.disk import require_room
-from grood_edge.telemetry.picture import jpeg
+from grood_edge.telemetry.picture import jpeg, picture_of
 from grood_edge.telemetry.record import wall_time
 
 __all__ = ["RerunLog", "open_rerun"]
@@ -67,8 +67,8 @@ class RerunLog:
         rerun, stream, frame = self._rerun, self._stream, verdict.frame
         stream.set_time("capture", timestamp=wall_time(frame.captured))
         stream.set_time("frame", sequence=frame.index)
-        if frame.image is not None:
-            contents = jpeg(frame.image, self._color, QUALITY, WIDE)
+        if (image := picture_of(frame)) is not None:
+            contents = jpeg(image, self._color, QUALITY, WIDE)
             stream.log("camera", rerun.EncodedImage(contents=contents, media_type="image/jpeg"))
         values = {"age": verdict.age}
         if verdict.verdict is not None:
