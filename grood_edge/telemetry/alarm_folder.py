@@ -46,8 +46,8 @@ class AlarmFolder:
             oldest = next((name for name in sorted(self._sizes) if name != alarm), None)
             if oldest is None:
                 raise OutputError(
-                    f"the frames of one alarm do not fit in the {self._most / 2**20:.0f} MiB that {self.path} may take; "
-                    "allow more"
+                    f"the frames of one alarm do not fit in the {self._most / 2**20:.0f} MiB that {self.path} may "
+                    "take; allow more"
                 )
             self._remove(oldest)
         return self.path / alarm

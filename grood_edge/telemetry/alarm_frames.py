@@ -14,7 +14,7 @@ from grood_edge.runtime.sources import Source
 from grood_edge.runtime.stream import StreamVerdict
 from grood_edge.telemetry.alarm_folder import AlarmFolder, alarm_name
 from grood_edge.telemetry.disk import write_error
-from grood_edge.telemetry.picture import jpeg
+from grood_edge.telemetry.picture import jpeg, picture_of
 from grood_edge.telemetry.record import json_bytes, record_of
 
 __all__ = ["AlarmFrames", "open_alarm_frames"]
@@ -73,7 +73,7 @@ class AlarmFrames:
         Raises:
             OutputError: the disk is full, or one alarm is larger than all that may be used.
         """
-        document, image = record_of(verdict), verdict.frame.image
+        document, image = record_of(verdict), picture_of(verdict.frame)
         if verdict.changed and verdict.state.name == "UNKNOWN":
             self._alarm = alarm_name(document["time"], verdict.frame.index)
             self._left = AROUND + 1

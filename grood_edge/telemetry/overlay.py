@@ -14,19 +14,21 @@ from grood_edge.errors import MissingExtraError
 from grood_edge.runtime.decision import StateName
 from grood_edge.runtime.sources import Color
 from grood_edge.runtime.stream import StreamVerdict
+from grood_edge.telemetry.picture import picture_of
 
 __all__ = ["Overlay", "ScoreAxis", "open_opencv", "score_axis"]
 
 MIN_WIDTH, MAX_WIDTH = 480, 1280  # of the picture; smaller frames are enlarged, larger ones reduced
 MAX_HEIGHT = 1080
 HISTORY = 300  # frames in the strip
+# Blue, green, red, as the canvas is: Pillow draws whatever three numbers it is given.
 COLOURS: dict[StateName, tuple[int, int, int]] = {
-    "KNOWN": (34, 139, 72),
-    "UNKNOWN": (208, 44, 40),
-    "UNSURE": (236, 168, 34),
-    "NO-VIEW": (104, 110, 120),
+    "KNOWN": (72, 139, 34),
+    "UNKNOWN": (40, 44, 208),
+    "UNSURE": (34, 168, 236),
+    "NO-VIEW": (120, 110, 104),
 }
-_BACK, _TEXT, _DIM, _GRID = (20, 22, 26), (240, 242, 245), (160, 166, 176), (70, 75, 84)
+_BACK, _TEXT, _DIM, _GRID = (26, 22, 20), (245, 242, 240), (176, 166, 160), (84, 75, 70)
 _DRAWABLE = "\u024f"  # the last letter that Pillow's own font has: Latin with accents
 
 
@@ -86,7 +88,7 @@ class Overlay:
 
     def draw(self, verdict: StreamVerdict) -> np.ndarray:
         """Return uint8 `[height, width, 3]` BGR, valid until the next call. Always of the same size."""
-        said, image = verdict.verdict, verdict.frame.image
+        said, image = verdict.verdict, picture_of(verdict.frame)
         self._points.append(_Point(None if said is None else said.ood_score, verdict.state.name))
         if not self._canvas.size:
             self._lay_out((272, 640) if image is None else (image.shape[0], image.shape[1]))
@@ -102,8 +104,7 @@ class Overlay:
     def _lay_out(self, size: tuple[int, int]) -> None:
         """Choose the canvas: both sides even, because video codecs cut odd ones."""
         height, width = size
-        scale = min(max(MIN_WIDTH / width, 1.0), MAX_HEIGHT / height) if width < MAX_WIDTH else MAX_WIDTH / width
-        scale = min(scale, MAX_HEIGHT / height)
+        scale = min(max(1.0, MIN_WIDTH / width), MAX_WIDTH / width, MAX_HEIGHT / height)
         wide = max(MIN_WIDTH, round(width * scale))
         wide += wide % 2
         self._unit = min(max(wide / 640, 0.8), 2.0)
@@ -114,7 +115,7 @@ class Overlay:
     def _fill_picture(self, image: np.ndarray | None) -> None:
         """Fit the frame between head and strip; what it leaves free stays black."""
         area = self._canvas[self._head : self._canvas.shape[0] - self._strip]
-        if image is None or not image.size:
+        if image is None:
             area[:] = 0
             return
         scale = min(area.shape[0] / image.shape[0], area.shape[1] / image.shape[1])
@@ -128,15 +129,15 @@ class Overlay:
         how = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST if scale >= 2 else cv2.INTER_LINEAR
         plain = image if image.shape[:2] == (high, wide) else cv2.resize(image, (wide, high), interpolation=how)
         if plain.ndim == 2 or plain.shape[2] == 1:
-            plain = plain.reshape(high, wide, 1)
+            plain = cv2.cvtColor(plain, cv2.COLOR_GRAY2BGR)
         elif self._color == "rgb":
-            plain = plain[..., ::-1]
+            plain = cv2.cvtColor(plain, cv2.COLOR_RGB2BGR)
         area[top : top + high, left : left + wide] = plain
 
     def _frame_picture(self, colour: tuple[int, int, int]) -> None:
         area, thick = self._canvas[self._head : self._canvas.shape[0] - self._strip], max(2, round(3 * self._unit))
         for edge in (area[:thick], area[-thick:], area[:, :thick], area[:, -thick:]):
-            edge[:] = colour[::-1]
+            edge[:] = colour
 
     def _drawn_head(self, verdict: StreamVerdict) -> Image.Image:
         """Draw two lines: state, class, p_value; then the frame, and why."""
@@ -153,14 +154,15 @@ class Overlay:
         draw.text((right, middle), value, _TEXT, large, "rm")
         room = right - large.getlength(value) - chip - 24 * unit
         if said is not None:
-            name = _fitted(_drawable(said.class_name, said.class_id), large, room)
-            draw.text((chip + 10 * unit, middle), name, _TEXT, large, "lm")
+            doubted = said.is_ood or verdict.state.name == "UNKNOWN"
+            name = _fitted(_drawable(said.class_name, said.class_id) + "?" * doubted, large, room)
+            draw.text((chip + 10 * unit, middle), name, _DIM if doubted else _TEXT, large, "lm")
         clock = _clock(verdict)
         since = max(0.0, clock - (self._began or 0.0))
         where = f"frame {verdict.frame.index}" + ("" if verdict.frame.source_time is None else f"  {clock:.2f} s")
         low = self._head - 12 * unit
         draw.text((right, low), where, _DIM, small, "rm")
-        why = f"{since:.1f} s: {verdict.frame.problem or verdict.state.reason}"
+        why = f"for {since:.1f} s: {verdict.frame.problem or verdict.state.reason}"
         why = _fitted(_drawable(why), small, right - small.getlength(where) - 24 * unit)
         draw.text((8 * unit, low), why, _DIM, small, "lm")
         return picture
@@ -193,7 +195,7 @@ class Overlay:
             elif len(line) == 1:
                 draw.line((left, line[0][1], right, line[0][1]), _lighter(colour), max(1, round(2 * unit)))
             else:
-                draw.line(line, _lighter(colour), max(1, round(2 * unit)), "curve")
+                draw.line(line, _lighter(colour), max(1, round(2 * unit)))
         said = verdict.verdict
         label = "ood_score" if said is None else f"ood_score {said.ood_score:.4g}"
         if self._axis.threshold is not None:
@@ -202,7 +204,7 @@ class Overlay:
         return picture
 
     def _paste(self, picture: Image.Image, top: int) -> None:
-        self._canvas[top : top + picture.height] = np.asarray(picture)[..., ::-1]
+        self._canvas[top : top + picture.height] = np.asarray(picture)
 
     def _font(self, size: int) -> Any:
         if size not in self._fonts:
@@ -245,5 +247,5 @@ def _fitted(text: str, font: Any, room: float) -> str:
 
 def _lighter(colour: tuple[int, int, int]) -> tuple[int, int, int]:
     """Return a colour that is seen on the dark strip."""
-    red, green, blue = (round(part + 0.35 * (255 - part)) for part in colour)
-    return red, green, blue
+    first, second, third = (round(part + 0.35 * (255 - part)) for part in colour)
+    return first, second, third

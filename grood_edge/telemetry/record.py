@@ -15,7 +15,7 @@ def _object(required: tuple[str, ...], **properties: dict[str, Any]) -> dict[str
     return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
 
 
-def _number(description: str, **bounds: float) -> dict[str, Any]:
+def _number(description: str, **bounds: int) -> dict[str, Any]:
     return {"type": "number", "description": description, **bounds}
 
 
