@@ -3,16 +3,18 @@
 Pillow resizes, and allocates what it needs for that. A frame that needs no resizing is copied; nothing is allocated.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
 from grood_edge.arrays import InputFrame
 from grood_edge.errors import FrameError
-from grood_edge.preprocessing import Preprocessing, preprocess_frame
+from grood_edge.preprocessing import Camera, Preprocessing, preprocess_frame
 
-__all__ = ["array_view", "graph_shape", "write_frame"]
+__all__ = ["Color", "array_view", "graph_shape", "write_frame"]
+
+Color = Literal["rgb", "bgr"]
 
 # https://dmlc.github.io/dlpack/latest/c_api.html: DLDeviceType
 _HOST_DEVICES = (1, 3, 11)  # memory of the CPU, also where it is pinned for CUDA or ROCm
@@ -54,27 +56,29 @@ def array_view(frame: object) -> np.ndarray:
     )
 
 
-def write_frame(frame: object, preprocessing: Preprocessing, bgr: bool, target: InputFrame) -> None:
+def write_frame(frame: object, preprocessing: Preprocessing, color: Color, target: InputFrame) -> None:
     """Write a frame into `target`, uint8 `[height, width, channels]` of the graph's input.
 
-    `frame` is uint8 `[h, w, 3]`, `[h, w, 1]` or `[h, w]`, also read-only or not contiguous; `bgr` tells the order of
-    its channels. It is resized and cropped on the host, unless it has the size already or the graph does it: then it
-    must be of the contract's camera.
+    `frame` is uint8 `[h, w, 3]`, `[h, w, 1]` or `[h, w]`, also read-only or not contiguous; `color` tells the order of
+    its channels. It is resized and cropped here, unless it has the right size already or the graph resizes: then it
+    must be a frame of the contract's camera.
 
     Raises:
         FrameError: another dtype or shape, or not readable from here.
     """
     array, camera = array_view(frame), preprocessing.camera
-    _require_frame(array, preprocessing)
-    colour = array.ndim == 3 and array.shape[2] == 3
-    if array.shape[:2] == target.shape[:2] and _keeps_all(preprocessing) and (not colour or target.shape[2] == 3):
-        reverse = colour and bgr != (camera is not None and camera.layout == "bgr")
+    _require_frame(array, camera)
+    three = array.shape[2:] == (3,)
+    reverse = three and color != ("rgb" if camera is None else camera.layout)
+    if array.shape[:2] == target.shape[:2] and _keeps_all(preprocessing) and (not three or target.shape[2] == 3):
         _copy(array if array.ndim == 3 else array[..., np.newaxis], target, reverse)
         return
-    # Resizing treats channels alike, so the small result can be reversed; grey needs to know which is which.
-    if bgr and colour and preprocessing.channels == 1:
-        array, bgr = array[..., ::-1], False
-    _copy(preprocess_frame(array, preprocessing), target, reverse=bgr and colour)
+    # Resizing treats channels alike, so the small result can be reversed; grey and padding need to know which is which.
+    if reverse and (preprocessing.channels == 1 or preprocessing.crop not in ("center", "stretch")):
+        reversed_frame = np.empty(array.shape, np.uint8)
+        _copy(array, reversed_frame, reverse)
+        array, reverse = reversed_frame, False
+    _copy(preprocess_frame(array, preprocessing), target, reverse)
 
 
 def _copy(array: np.ndarray, target: np.ndarray, reverse: bool) -> None:
@@ -92,20 +96,15 @@ def _keeps_all(preprocessing: Preprocessing) -> bool:
     return p.camera is not None or p.short_side is None or p.short_side == p.height == p.width
 
 
-def _require_frame(array: np.ndarray, preprocessing: Preprocessing) -> None:
-    camera, shape = preprocessing.camera, array.shape
-    form = array.ndim == 2 or (array.ndim == 3 and shape[2] in (1, 3))
-    if array.dtype == np.uint8 and form and 0 not in shape:
-        if camera is None:
-            return
-        if shape[:2] == camera.shape[:2] and (camera.shape[2] == 3 or array.ndim == 2 or shape[2] == 1):
-            return
+def _require_frame(array: np.ndarray, camera: Camera | None) -> None:
+    shape = array.shape if array.ndim != 2 else (*array.shape, 1)
+    form = len(shape) == 3 and shape[2] in (1, 3) and 0 not in shape
+    if array.dtype == np.uint8 and form and (camera is None or shape == camera.shape):
+        return
     expected = "uint8 [height, width, 3], [height, width, 1] or [height, width], not empty"
     if camera is not None:
-        grey = f"[{camera.height}, {camera.width}]"
-        colour = f"[{camera.height}, {camera.width}, 3] or grey "
-        expected = f"uint8 {'' if camera.layout == 'gray' else colour}{grey}, the camera that the artifact is made for"
-    found = f"the frame has dtype {array.dtype} and shape {list(shape)}; expected {expected}"
+        expected = f"uint8 {list(camera.shape)}, of the camera that the artifact was exported for"
+    found = f"the frame has dtype {array.dtype} and shape {list(array.shape)}; expected {expected}"
     raise FrameError(f"{found}{_advice(array)}")
 
 

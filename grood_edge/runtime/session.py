@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
 
 import numpy as np
 
@@ -19,13 +18,11 @@ from grood_edge.runtime.backend import Backend, FreshLane, Lane, LendingBackend
 from grood_edge.runtime.choose import BackendName, Choice, Chosen, choose_backend
 from grood_edge.runtime.decisions import class_thresholds, is_alarm
 from grood_edge.runtime.explain import Reason, reasons
-from grood_edge.runtime.frames import graph_shape, write_frame
+from grood_edge.runtime.frames import Color, graph_shape, write_frame
 from grood_edge.scoring import Head
 from grood_edge.stored_head import head_from_model
 
 __all__ = ["Session", "Verdict", "open_session"]
-
-Color = Literal["rgb", "bgr"]
 
 
 @dataclass(frozen=True)
@@ -45,14 +42,14 @@ class Verdict:
     reason: Reason | None = None
 
 
-def require_usable(contract: Contract, alpha: float | None, color: str | None) -> None:
+def require_usable(contract: Contract, alpha: float | None, color: str) -> None:
     """Find out what a session would refuse.
 
     Raises:
         UsageError: another channel order than `rgb` or `bgr`.
         CalibrationError: the calibration set cannot carry `alpha`.
     """
-    if color not in (None, "rgb", "bgr"):
+    if color not in ("rgb", "bgr"):
         raise UsageError(f"color is {color!r}; expected 'rgb' or 'bgr', the channel order of the frames")
     contract.calibration.rule(len(contract.classes), alpha)
 
@@ -61,10 +58,8 @@ class Session:
     """An open artifact. Use it in a `with` block, from any number of threads; close it from one.
 
     `alpha` decides: the artifact's own, or another one for which the rank k is computed anew from the
-    calibration scores in the contract (`rule`). `color` is the channel order of the frames; None: that of the
-    contract's camera, else RGB. `load_head` reads the statistics when a reason is first asked for.
-
-    Verdicts are plain values, and the arrays of `infer` belong to the caller. No frame is kept after a call.
+    calibration scores in the contract (`rule`). `load_head` reads the statistics when a reason is first asked for.
+    Verdicts are plain values, and the arrays of `infer` belong to the caller; no frame is kept after a call.
     """
 
     def __init__(
@@ -72,7 +67,7 @@ class Session:
         artifact: Artifact,
         backend: Backend,
         alpha: float | None = None,
-        color: Color | None = None,
+        color: Color = "rgb",
         load_head: Callable[[], Head] | None = None,
     ) -> None:
         require_usable(artifact.contract, alpha, color)
@@ -85,8 +80,7 @@ class Session:
         self._thresholds = class_thresholds(self.rule)
         self._load_head = load_head or (lambda: head_from_model(artifact.model))
         self._head: Head | None = None
-        camera = artifact.contract.preprocessing.camera
-        self._bgr = (color or (camera and camera.layout)) == "bgr"
+        self._color = color
         self._shape = graph_shape(artifact.contract.preprocessing)
         self._single = artifact.contract.classifier.batch == "1"
         self._lending = backend if isinstance(backend, LendingBackend) else None
@@ -102,7 +96,7 @@ class Session:
             BackendError: the device failed.
         """
         with self._lane(1) as lane:
-            write_frame(frame, self.contract.preprocessing, self._bgr, lane.frames[0])
+            write_frame(frame, self.contract.preprocessing, self._color, lane.frames[0])
             return self.verdicts(lane.run(), explain)[0]
 
     def predict_batch(self, frames: Sequence[object] | np.ndarray, explain: bool = False) -> list[Verdict]:
@@ -117,7 +111,7 @@ class Session:
             return [self.predict(frame, explain) for frame in frames]
         with self._lane(len(frames)) as lane:
             for frame, target in zip(frames, lane.frames, strict=True):
-                write_frame(frame, self.contract.preprocessing, self._bgr, target)
+                write_frame(frame, self.contract.preprocessing, self._color, target)
             return self.verdicts(lane.run(), explain)
 
     def infer(self, frames: Sequence[object] | np.ndarray) -> Outputs:
@@ -130,7 +124,7 @@ class Session:
         _require_batch(frames)
         batch = np.empty((len(frames), *self._shape), np.uint8)
         for frame, target in zip(frames, batch, strict=True):
-            write_frame(frame, self.contract.preprocessing, self._bgr, target)
+            write_frame(frame, self.contract.preprocessing, self._color, target)
         return self.infer_prepared(batch)
 
     def infer_prepared(self, frames: Frames) -> Outputs:
@@ -222,7 +216,7 @@ def open_session(
     alpha: float | None = None,
     backend: BackendName | Backend = "onnxruntime",
     provider: str | None = None,
-    color: Color | None = None,
+    color: Color = "rgb",
     threads: int | None = None,
     trusted_engine: str | None = None,
     progress: Progress = silent,
@@ -236,8 +230,7 @@ def open_session(
             `auto`, the first of tensorrt, tensorrt-rtx, onnxruntime on CUDA and on the CPU that works, with the reasons
             in `session.fallbacks`; or a backend of your own, such as a `ReplayBackend`.
         provider: of onnxruntime: `cpu` (None), `cuda` or `tensorrt-ep`; the one asked for runs, or an error.
-        color: channel order of the frames that will be given: `rgb`, or `bgr` as OpenCV delivers them. None is that of
-            the contract's camera, if it has one, else `rgb`.
+        color: channel order of the frames that will be given: `rgb`, or `bgr` as OpenCV delivers them.
         threads: CPU threads of onnxruntime; None leaves it to onnxruntime.
         trusted_engine: SHA-256 of an engine beside the artifact that another user or machine built.
         progress: called while an engine is built and verified.
