@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from grood_edge.artifact import read_artifact
 from grood_edge.arrays import Frames
+from grood_edge.artifact import read_artifact
 from grood_edge.outputs import Outputs
 from grood_edge.runtime import open_session
 from grood_edge.runtime.decision import parse_decision

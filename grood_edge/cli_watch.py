@@ -2,13 +2,16 @@
 
 import contextlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from grood_edge.cli_options import Alpha, Backend, Force, Json, Provider, Trust
-from grood_edge.errors import GroodEdgeError
+from grood_edge.errors import GroodEdgeError, OutputError, SourceError
 from grood_edge.terminal import Terminated
+
+if TYPE_CHECKING:
+    from grood_edge.telemetry.watching import Tally
 
 __all__ = ["watch_command"]
 
@@ -30,12 +33,14 @@ def watch_command(
     ] = None,
     max_age: Annotated[float, typer.Option(help="Seconds after which a frame is STALE.")] = 0.5,
     topic: Annotated[str | None, typer.Option(help="Image topic of a bag; needed where it has several.")] = None,
-    fps: Annotated[float | None, typer.Option(help="Frames a second of images, or of a source that does not say.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames a second of a source that does not say.")] = None,
     show: Annotated[bool, typer.Option("--show", help="A window with the overlay; q ends.")] = False,
     record: Annotated[Path | None, typer.Option(help="Overlay as .mp4.")] = None,
     log: Annotated[Path | None, typer.Option(help="One JSON line a frame, .jsonl.")] = None,
     mcap: Annotated[Path | None, typer.Option(help="The same as .mcap, for Foxglove.")] = None,
-    rerun: Annotated[str | None, typer.Option(help="spawn (the viewer), NAME.rrd, or rerun+http://HOST:9876/proxy.")] = None,
+    rerun: Annotated[
+        str | None, typer.Option(help="spawn (the viewer), NAME.rrd, or rerun+http://HOST:9876/proxy.")
+    ] = None,
     metrics: Annotated[str | None, typer.Option(help="[ADDRESS]:PORT for Prometheus, such as :9464.")] = None,
     on_unknown: Annotated[str | None, typer.Option(help="save:DIR keeps the frames around each alarm.")] = None,
     alpha: Alpha = None,
@@ -70,10 +75,10 @@ def watch_command(
                         trusted_engine=trusted, progress=progress,
                     )
                 )  # fmt: skip
-            camera = session.contract.preprocessing.camera
-            patience = max_age if frames.live else None  # files wait
             for reason in session.fallbacks:
                 tell(f"warning: {reason}", "yellow")
+            camera = session.contract.preprocessing.camera
+            patience = max_age if frames.live else None  # files wait
             rules = StreamRules(
                 parse_decision(decision, session.contract, fps or frames.fps, alpha),
                 HealthRules(max_age=patience, shape=None if camera is None else (camera.height, camera.width)),
@@ -83,21 +88,22 @@ def watch_command(
             asked = Asked(show, record, log, mcap, rerun, metrics, on_unknown)
             sinks = open_sinks(asked, session, capture, force)
             stack.enter_context(capture)
-            line = stack.enter_context(status_line())
-            watch(verdicts(session, capture, rules), sinks, tally, line)
-            for note in getattr(frames, "notes", ()):
-                tell(f"warning: {note}", "yellow")
+            watch(verdicts(session, capture, rules), sinks, tally, stack.enter_context(status_line()))
     except GroodEdgeError as error:
         _conclude(tally, str(error), as_json)
+        if isinstance(error, OutputError):
+            error.exit_code = 4
         raise
     except KeyboardInterrupt as error:
-        terminated = isinstance(error, Terminated)
-        _conclude(tally, "terminated" if terminated else "interrupted", as_json)
-        raise typer.Exit(143 if terminated else 130) from error
-    _conclude(tally, "the source has ended", as_json)
+        ended, code = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
+        _conclude(tally, ended, as_json)
+        raise typer.Exit(code) from error
+    _conclude(tally, tally.cut_off or "the source has ended", as_json)
+    if tally.cut_off:
+        raise SourceError(f"{source} ends in a damaged frame: {tally.cut_off}. The frames before it were judged")
 
 
-def _conclude(tally: Any, ended: str, as_json: bool) -> None:
+def _conclude(tally: "Tally", ended: str, as_json: bool) -> None:
     """Say what was seen, however it ended; nothing where not one frame came."""
     from grood_edge.telemetry.screen import watch_tables
     from grood_edge.terminal import print_json, show

@@ -49,21 +49,22 @@ def injected(video: Path, foreign: Path, segments: Sequence[Segment]) -> Iterato
     """Yield the frames of `video` with the segments in it: black, the frame before again, or frames of `foreign`."""
     others = frames_of(foreign)
     before: np.ndarray | None = None
-    for index, frame in enumerate(frames_of(video)):
+    for index, own in enumerate(frames_of(video)):
         kind = next((s.kind for s in segments if s.first <= index <= s.last), None)
+        shown = own
         if kind == "black":
-            frame = np.zeros_like(frame)
+            shown = np.zeros_like(own)
         elif kind == "frozen":
             assert before is not None
-            frame = before
+            shown = before
         elif kind == "foreign":
-            frame = cv2.resize(next(others), frame.shape[1::-1], interpolation=cv2.INTER_AREA)
-        before = frame
-        yield frame
+            shown = cv2.resize(next(others), own.shape[1::-1], interpolation=cv2.INTER_AREA)
+        before = shown
+        yield shown
 
 
 def write_video(path: Path, frames: Iterator[np.ndarray], fps: float, recipe: Sequence[Segment] = ()) -> int:
-    """Write frames without loss (FFV1: a frozen camera's frames stay identical) and the recipe beside it; count them."""
+    """Write frames without loss (FFV1: frozen frames stay identical), and the recipe beside them; count them."""
     writer, count = None, 0
     for frame in frames:
         if writer is None:

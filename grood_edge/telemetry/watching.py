@@ -84,6 +84,11 @@ class Tally:
         self.drifted += drift is not None and drift is not old and drift.drifted
         self._last = found
 
+    @property
+    def cut_off(self) -> str | None:
+        """What was wrong with the last frame of a source that then ended: a video that was cut off ends so."""
+        return None if self._last is None or self._last.frame.image is not None else self._last.frame.problem
+
     def summary(self, ended: str) -> WatchSummary:
         """Return what was counted."""
         return WatchSummary(

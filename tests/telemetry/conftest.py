@@ -59,6 +59,7 @@ def verdict_of(
     known = name if state == "KNOWN" else None
     return StreamVerdict(
         frame=CapturedFrame(image, index, when, index / 25, "bikes.mp4", problem),
+        time=index / 25,
         status=status,
         verdict=said,
         state=State(state, 0.0, "p_value at least 0.05 in 5 of 8 frames", known, 0.25),
