@@ -163,9 +163,8 @@ def main() -> None:
         (Process(f"AR(1) 0.9 decimated (every {lag}th), half between scenes", 0.9, 0.5, lag), 1000),
     ]
     lines = []
-    print(
-        f"| frames | n | mean fed frames between false alarms (set to {A:,}) | calibration sets below |\n|---|---|---|---|"
-    )
+    print(f"| frames | n | mean fed frames between false alarms (set to {A:,}) | calibration sets below |")
+    print("|---|---|---|---|")
     for process, n in plans:
         line = simulate(process, n)
         lines.append(line)

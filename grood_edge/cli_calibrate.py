@@ -10,7 +10,7 @@ from grood_edge.cli_options import AllowUnreadable, Alpha, Force, Json, Labels, 
 from grood_edge.errors import UsageError
 
 if TYPE_CHECKING:
-    from grood_edge.runtime.episodes import EpisodeReport
+    from grood_edge.runtime.episode_report import EpisodeReport
 
 __all__ = ["calibrate_command"]
 

@@ -147,4 +147,4 @@ def ks_p_value(statistic: float, effective: float) -> float:
             return 1.0
         terms = [math.exp(-(((2 * j - 1) * math.pi) ** 2) / (8 * x * x)) for j in range(1, 5)]
         return min(1.0, max(0.0, 1 - math.sqrt(2 * math.pi) / x * sum(terms)))
-    return min(1.0, 2 * sum((-1) ** (j - 1) * math.exp(-2 * (j * x) ** 2) for j in range(1, 7)))
+    return min(1.0, 2 * sum((1 if j % 2 else -1) * math.exp(-2 * (j * x) ** 2) for j in range(1, 7)))

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from grood_edge.artifact import Artifact, artifact_bytes, read_artifact
-from grood_edge.conformal import least_calibration_images
 from grood_edge.contract import Contract, StreamCalibration
 from grood_edge.contract_reader import MAX_EPISODES, MAX_FPS
 from grood_edge.errors import DatasetError, UsageError, VerificationError
@@ -19,27 +18,16 @@ from grood_edge.probes import replay_probes
 from grood_edge.progress import Progress, silent
 from grood_edge.publishing import check_output, publish
 from grood_edge.runtime.correlation import Correlation, correlation_lag
-from grood_edge.runtime.e_cusum import (
-    correction,
-    count_alarms,
-    fed_every,
-    hours_between_alarms,
-    largest_evidence,
-    log_e_value,
-    log_threshold,
-    threshold_by_episode,
-)
-from grood_edge.runtime.e_cusum_rule import EPISODE_ALPHA, EPISODE_DELTA
+from grood_edge.runtime.e_cusum import correction, largest_evidence, log_e_value
+from grood_edge.runtime.episode_report import EpisodeReport, ScoredEpisodes, episode_report
 from grood_edge.runtime.session import Session, open_session
 from grood_edge.runtime.sources import Source
 
-__all__ = ["AlarmRate", "EpisodeOptions", "EpisodeReport", "OpenEpisode", "calibrate_episodes"]
+__all__ = ["EpisodeOptions", "OpenEpisode", "calibrate_episodes"]
 
 MAX_FRAMES = 20_000_000  # eight bytes each are kept twice
 SAME_RATE = 0.01
 KNOWN_LIMIT = 0.01  # share of frames that the artifact may have been fitted on
-FEW_EPISODES = 10
-HOURS = (0.1, 1.0, 8.0)
 
 OpenEpisode = Callable[[Path], Source]
 
@@ -51,51 +39,6 @@ class EpisodeOptions:
     fps: float | None = None
     force: bool = False
     allow_unreadable: bool = False
-
-
-@dataclass(frozen=True)
-class AlarmRate:
-    """How often an e-CUSUM set to a mean of `set_to` hours alarms on these episodes.
-
-    lower, upper: of the mean hours between alarms, each with 95 % confidence if alarms come independently.
-    """
-
-    set_to: float
-    alarms: int
-    lower: float
-    upper: float
-
-
-@dataclass(frozen=True)
-class EpisodeReport:
-    """What was measured and written.
-
-    hours: of video. threshold: by episode, as log M; None with fewer than `needed` episodes. not_valid: frames whose
-    verdict was not valid. unreadable: (frame, reason).
-    """
-
-    path: Path
-    stream: StreamCalibration
-    contract: Contract
-    correlation: Correlation
-    hours: float
-    threshold: float | None
-    needed: int
-    rates: tuple[AlarmRate, ...]
-    not_valid: int
-    unreadable: tuple[tuple[str, str], ...]
-    warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """log e of every frame of each episode, already corrected, NaN where nothing was scored; and what stands beside."""
-
-    log_e: tuple[np.ndarray, ...]
-    fps: float
-    hashes: np.ndarray
-    not_valid: int
-    unreadable: tuple[tuple[str, str], ...]
 
 
 def calibrate_episodes(
@@ -134,7 +77,7 @@ def calibrate_episodes(
     stream, correlation = _measured(scored)
     contract = replace(artifact.contract, stream=stream)
     publish(artifact_bytes(artifact.model, contract), target, force, check=lambda written: _require(written, contract))
-    return _report(target, contract, scored, correlation)
+    return episode_report(target, contract, scored, correlation)
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -168,7 +111,7 @@ def _open_source(entry: Path) -> Source:
 def _score(
     session: Session, entries: list[Path], options: EpisodeOptions, log_c: float, open_episode: OpenEpisode,
     progress: Progress,
-) -> _Scored:  # fmt: skip
+) -> ScoredEpisodes:  # fmt: skip
     log_e, hashes, unreadable = [], array("Q"), list[tuple[str, str]]()
     fps, not_valid = options.fps, 0
     for number, entry in enumerate(entries):
@@ -185,7 +128,7 @@ def _score(
         log_e.append(np.where(np.isinf(values), np.nan, values))
     progress("scoring episodes", len(entries), len(entries))
     assert fps is not None
-    return _Scored(tuple(log_e), fps, np.array(hashes, np.uint64), not_valid, tuple(unreadable))
+    return ScoredEpisodes(tuple(log_e), fps, np.array(hashes, np.uint64), not_valid, tuple(unreadable))
 
 
 def _rate(source: Source, fps: float | None, options: EpisodeOptions) -> float:
@@ -197,8 +140,8 @@ def _rate(source: Source, fps: float | None, options: EpisodeOptions) -> float:
         )
     if fps is not None and abs(found - fps) > SAME_RATE * fps:
         raise DatasetError(
-            f"the episode {source.name} has {found:g} frames a second, and those before it {fps:g}; the correlation time "
-            "is measured in frames, so convert the videos to one rate, or say it with --fps if the files are wrong"
+            f"the episode {source.name} has {found:g} frames a second, and those before it {fps:g}; the correlation "
+            "time is measured in frames, so convert the videos to one rate, or say it with --fps if the files are wrong"
         )
     return found if fps is None else fps
 
@@ -224,7 +167,7 @@ def _episode(
     return np.array(values, np.float64)
 
 
-def _require_good(artifact: Artifact, scored: _Scored, options: EpisodeOptions) -> None:
+def _require_good(artifact: Artifact, scored: ScoredEpisodes, options: EpisodeOptions) -> None:
     """Refuse episodes of which much is unreadable, and frames that the artifact was fitted on.
 
     Raises:
@@ -244,7 +187,7 @@ def _require_good(artifact: Artifact, scored: _Scored, options: EpisodeOptions) 
         )
 
 
-def _measured(scored: _Scored) -> tuple[StreamCalibration, Correlation]:
+def _measured(scored: ScoredEpisodes) -> tuple[StreamCalibration, Correlation]:
     correlation = correlation_lag(scored.log_e)
     seconds = None if correlation.lag is None else correlation.lag / scored.fps
     every = correlation.lag or 1
@@ -273,36 +216,3 @@ def _require(written: Path, contract: Contract) -> None:
                 f"the written artifact does not answer like the one that was read: {report.flips} decision flips, "
                 f"score error up to {report.largest_error:.1e}; nothing was changed. Run grood-edge verify on it"
             )
-
-
-def _report(target: Path, contract: Contract, scored: _Scored, correlation: Correlation) -> EpisodeReport:
-    stream = contract.stream
-    assert stream is not None
-    every = fed_every(stream.interval or 0.0, stream.fps)
-    hours = sum(map(len, scored.log_e)) / stream.fps / 3600
-    rates = []
-    for set_to in HOURS:
-        log_a = log_threshold(set_to, stream.fps / every)
-        alarms = sum(count_alarms(values, every, log_a) for values in scored.log_e)
-        rates.append(AlarmRate(set_to, alarms, *hours_between_alarms(alarms, hours)))
-    warnings = []
-    if contract.calibration.guarantee == "none":
-        warnings.append(
-            "the calibration images were seen in training, so no mean time between alarms can be promised: recalibrate "
-            "with --data FRESH --threshold-only, then calibrate on the episodes again"
-        )
-    if correlation.lag is not None and len(scored.log_e) < FEW_EPISODES:
-        warnings.append(f"{len(scored.log_e)} episodes hardly show how much scenes differ; {FEW_EPISODES} or more do")
-    return EpisodeReport(
-        path=target,
-        stream=stream,
-        contract=contract,
-        correlation=correlation,
-        hours=hours,
-        threshold=threshold_by_episode(stream.maxima, EPISODE_ALPHA, EPISODE_DELTA),
-        needed=least_calibration_images(EPISODE_ALPHA, EPISODE_DELTA),
-        rates=tuple(rates),
-        not_valid=scored.not_valid,
-        unreadable=scored.unreadable,
-        warnings=tuple(warnings),
-    )

@@ -14,6 +14,7 @@ from grood_edge.artifact import Artifact, artifact_bytes, read_artifact
 from grood_edge.cli import app
 from grood_edge.demo.images import DemoImages
 from grood_edge.errors import DatasetError, OutputError, UsageError, VerificationError
+from grood_edge.export import RecalibrateOptions, recalibrate
 from grood_edge.images import find_images, load_image
 from grood_edge.runtime import episodes as module
 from grood_edge.runtime import open_session, sources
@@ -88,26 +89,26 @@ def test_episodes_set_interval_and_maxima_and_change_nothing_else(
 ) -> None:
     """Every image lasts two frames, so frames two apart are independent."""
     before = read_artifact(artifact)
-    shown = drawn(id_images, 20, 60, repeat=2)
+    shown = drawn(id_images, 8, 60, repeat=2)
     report = calibrate_episodes(artifact, write("episodes", shown), open_episode=ListSource)
     after = read_artifact(artifact)
     stream = after.contract.stream
     assert stream is not None
     assert after.contract == report.contract == replace(before.contract, stream=stream)
     assert after.graph_digest == before.graph_digest
-    assert (stream.fps, stream.episodes, stream.frames) == (FPS, 20, 20 * 60)
+    assert (stream.fps, stream.episodes, stream.frames) == (FPS, 8, 8 * 60)
     assert stream.interval == stream.correlation == 0.2
     with open_session(MODEL) as session:
         log_e = [np.array([log_e_value(session.predict(load_image(p)).p_value) for p in one]) for one in shown[:3]]
     for values in log_e:
         assert any(largest_evidence(values, 2) == pytest.approx(m) for m in stream.maxima)
-    assert report.hours == pytest.approx(20 * 60 / FPS / 3600)
+    assert report.hours == pytest.approx(8 * 60 / FPS / 3600)
     assert report.threshold is None
     assert [rate.set_to for rate in report.rates] == [0.1, 1.0, 8.0]
     assert report.rates[-1].alarms == 0
     assert report.rates[-1].lower == pytest.approx(report.hours / -math.log(0.05))
     assert report.rates[-1].upper == math.inf
-    assert report.warnings == ()
+    assert "8 episodes hardly show" in report.warnings[0]
     decision = parse_decision("e-cusum:hours=1", after.contract)
     assert "fed every 0.2 s" in decision.start(0.0).state.reason
 
@@ -230,7 +231,7 @@ def test_calibration_on_training_images_is_said(artifact: Path, write: Write, id
     found: Artifact = read_artifact(artifact)
     calibration = replace(found.contract.calibration, provenance="seen-in-training", guarantee="none", delta=None)
     artifact.write_bytes(artifact_bytes(found.model, replace(found.contract, calibration=calibration)))
-    report = calibrate_episodes(artifact, write("episodes", drawn(id_images, 12, 40)), open_episode=ListSource)
+    report = calibrate_episodes(artifact, write("episodes", drawn(id_images, 12, 31)), open_episode=ListSource)
     assert "seen in training" in report.warnings[0]
 
 
@@ -262,6 +263,17 @@ def test_the_command_prints_what_was_measured(
     result = CliRunner().invoke(app, ["calibrate", str(artifact), "--episodes", str(folder), "--json"])
     assert '"episodes_needed": 59' in result.stdout
     assert '"upper": null' in result.stdout
+
+
+def test_recalibration_drops_the_episodes_and_says_so(
+    artifact: Path, write: Write, id_images: list[Path], digits: DemoImages
+) -> None:
+    options = RecalibrateOptions(threshold_only=True)
+    assert recalibrate(artifact, digits.calibration, options=options).warnings == ()
+    calibrate_episodes(artifact, write("episodes", drawn(id_images, 2, 10)), open_episode=ListSource)
+    report = recalibrate(artifact, digits.calibration, options=options)
+    assert "calibration on episodes was dropped" in report.warnings[0]
+    assert read_artifact(artifact).contract.stream is None
 
 
 @pytest.mark.skipif(not hasattr(sources, "open_source"), reason="open_source is not in this branch yet")
