@@ -120,11 +120,14 @@ def _db3(file: Path) -> sqlite3.Connection:
     # immutable: no journal is written beside the bag, and none is believed
     uri = f"{file.absolute().as_uri()}?mode=ro&immutable=1"
     database = sqlite3.connect(uri, uri=True, check_same_thread=False)
-    database.execute("PRAGMA trusted_schema=OFF")
-    tables = database.execute("SELECT count(*) FROM sqlite_master WHERE type='table' AND name IN ('topics','messages')")
-    if tables.fetchone() != (2,):
+    try:
+        database.execute("PRAGMA trusted_schema=OFF")
+        tables = "SELECT count(*) FROM sqlite_master WHERE type='table' AND name IN ('topics','messages')"
+        if database.execute(tables).fetchone() != (2,):
+            raise SourceError(f"{file} is a database without the tables of a ROS 2 bag")
+    except BaseException:
         database.close()
-        raise SourceError(f"{file} is a database without the tables of a ROS 2 bag")
+        raise
     return database
 
 
