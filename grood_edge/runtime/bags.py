@@ -19,12 +19,12 @@ from grood_edge.runtime.sources import Clock, Shot, Source, StreamedSource
 __all__ = ["is_bag", "open_bag"]
 
 _SUFFIXES = (".mcap", ".db3")
-_MAX_BYTES = 512 << 20  # of one record, one unpacked chunk, one message
+_MAX_BYTES = 256 << 20  # of one record, one unpacked chunk, one message
 _MAX_TOPICS = 10_000
 
 
 @dataclass(frozen=True)
-class Message:
+class Entry:
     """A message of the topic: `data` None where it is damaged (`problem`). logged: seconds."""
 
     data: bytes | None
@@ -92,8 +92,8 @@ def _shots(files: list[Path], topic: str, kind: str) -> Iterator[Shot]:
         read = _mcap_messages if file.suffix.lower() == ".mcap" else _db3_messages
         count = 0
         try:
-            for message in read(file, topic):
-                yield _shot(message, kind, topic, first=count == 0)
+            for entry in read(file, topic):
+                yield _shot(entry, kind, topic, first=count == 0)
                 count += 1
         except SourceError:
             raise
@@ -102,29 +102,32 @@ def _shots(files: list[Path], topic: str, kind: str) -> Iterator[Shot]:
             yield Shot(None, None, f"{file.name} is cut off or damaged after {count} images: {reason}")
 
 
-def _shot(message: Message, kind: str, topic: str, first: bool) -> Shot:
-    if message.data is None:
-        return Shot(None, message.logged, message.problem)
+def _shot(entry: Entry, kind: str, topic: str, first: bool) -> Shot:
+    if entry.data is None:
+        return Shot(None, entry.logged, entry.problem)
     try:
-        picture = read_picture(kind, message.data)
+        picture = read_picture(kind, entry.data)
     except UnknownEncodingError as error:
         if first:  # a topic that was chosen wrongly, not damage
             raise SourceError(f"topic {topic}: {error}") from error
-        return Shot(None, message.logged, str(error))
+        return Shot(None, entry.logged, str(error))
     except BadMessageError as error:
-        return Shot(None, message.logged, str(error))
-    return Shot(picture.image, message.logged if picture.stamp is None else picture.stamp)
+        return Shot(None, entry.logged, str(error))
+    return Shot(picture.image, entry.logged if picture.stamp is None else picture.stamp)
 
 
 def _db3(file: Path) -> sqlite3.Connection:
     # immutable: no journal is written beside the bag, and none is believed
     uri = f"{file.absolute().as_uri()}?mode=ro&immutable=1"
     database = sqlite3.connect(uri, uri=True, check_same_thread=False)
-    database.execute("PRAGMA trusted_schema=OFF")
-    tables = database.execute("SELECT count(*) FROM sqlite_master WHERE type='table' AND name IN ('topics','messages')")
-    if tables.fetchone() != (2,):
+    try:
+        database.execute("PRAGMA trusted_schema=OFF")
+        tables = "SELECT count(*) FROM sqlite_master WHERE type='table' AND name IN ('topics','messages')"
+        if database.execute(tables).fetchone() != (2,):
+            raise SourceError(f"{file} is a database without the tables of a ROS 2 bag")
+    except BaseException:
         database.close()
-        raise SourceError(f"{file} is a database without the tables of a ROS 2 bag")
+        raise
     return database
 
 
@@ -140,7 +143,7 @@ def _db3_topics(file: Path) -> dict[str, str]:
         database.close()
 
 
-def _db3_messages(file: Path, topic: str) -> Iterator[Message]:
+def _db3_messages(file: Path, topic: str) -> Iterator[Entry]:
     database = _db3(file)
     try:
         rows = database.execute(
@@ -151,7 +154,7 @@ def _db3_messages(file: Path, topic: str) -> Iterator[Message]:
         for timestamp, size, data in rows:
             logged = timestamp / 1e9 if isinstance(timestamp, int) else None
             problem = f"a message of {size} bytes; at most {_MAX_BYTES} are read"
-            yield Message(data, logged) if isinstance(data, bytes) else Message(None, logged, problem)
+            yield Entry(data, logged) if isinstance(data, bytes) else Entry(None, logged, problem)
     finally:
         database.close()
 
@@ -183,21 +186,21 @@ def _mcap_topics(file: Path) -> dict[str, str]:
     }
 
 
-def _mcap_messages(file: Path, topic: str) -> Iterator[Message]:
-    from mcap.records import Channel
+def _mcap_messages(file: Path, topic: str) -> Iterator[Entry]:
+    from mcap.records import Channel, Message
 
     ids: set[int] = set()
     for record in _mcap_records(file, forgiving=False):
         if isinstance(record, Channel):
             (ids.add if record.topic == topic else ids.discard)(record.id)
-        elif type(record).__name__ == "Message" and record.channel_id in ids:
-            yield Message(record.data, record.log_time / 1e9)
-        elif isinstance(record, Message):
+        elif isinstance(record, Message) and record.channel_id in ids:
+            yield Entry(record.data, record.log_time / 1e9)
+        elif isinstance(record, Entry):
             yield record
 
 
 def _mcap_records(file: Path, forgiving: bool) -> Iterator[Any]:
-    """Iterate over schemas, channels and messages in the order of the file; a damaged chunk is one damaged `Message`.
+    """Iterate over schemas, channels and messages in the order of the file; a damaged chunk is one damaged `Entry`.
 
     Args:
         file: the recording.
@@ -218,7 +221,7 @@ def _mcap_records(file: Path, forgiving: bool) -> Iterator[Any]:
                     whole = breakup_chunk(replace(record, compression="", data=_unpacked(record)), validate_crc=True)
                 except Exception as error:  # lz4, zstandard and struct each raise their own
                     whole = [
-                        Message(None, record.message_start_time / 1e9, f"a chunk of the recording is damaged: {error}")
+                        Entry(None, record.message_start_time / 1e9, f"a chunk of the recording is damaged: {error}")
                     ]
                 yield from whole
         except Exception:

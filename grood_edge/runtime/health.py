@@ -113,8 +113,8 @@ def _fault(image: np.ndarray, shape: tuple[int, int] | None) -> str | None:
 def _remember(memory: HealthMemory, image: np.ndarray) -> HealthMemory:
     """Compare with the frame before: by the sum of the bytes, and only where that is the same by their CRC-32.
 
-    The sum is ten times as fast and differs in practice for any two frames of a sensor. A frame is remembered by numbers
-    and not by itself, because whoever made it may reuse its memory.
+    The sum is ten times as fast and differs in practice for any two frames of a sensor. A frame is remembered by
+    numbers and not by itself, because whoever made it may reuse its memory.
     """
     flat = np.ascontiguousarray(image).reshape(-1)
     words = flat.size // 8 * 8

@@ -64,8 +64,8 @@ def _raw(cdr: "_Cdr") -> np.ndarray:
     row = width * channels
     if not 0 < height * width <= MAX_PIXELS or step < row or len(pixels) < step * (height - 1) + row:
         raise BadMessageError(
-            f"an image of {width}x{height} {encoding} in {len(pixels)} bytes, {step} a row; expected at least {row} a row, "
-            f"and at most {MAX_PIXELS:,} pixels"
+            f"an image of {width}x{height} {encoding} in {len(pixels)} bytes, {step} a row; expected at least {row} a "
+            f"row, and at most {MAX_PIXELS:,} pixels"
         )
     flat = np.frombuffer(pixels, np.uint8)
     strides = (step, channels, 1)
@@ -86,7 +86,7 @@ def _compressed(cdr: "_Cdr") -> np.ndarray:
 
 
 class _Cdr:
-    """Reads CDR, the serialisation of ROS 2: numbers aligned to their size, counted from behind the four-byte header."""
+    """Reads CDR, the serialisation of ROS 2: numbers aligned to their size, counted from behind the header."""
 
     def __init__(self, data: bytes) -> None:
         if len(data) < 4 or data[0] != 0 or data[1] not in (0, 1):

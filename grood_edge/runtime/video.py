@@ -1,4 +1,4 @@
-"""Video files and cameras through OpenCV, which is imported here alone. Files are untrusted, the network is not theirs."""
+"""Video files and cameras through OpenCV, which is imported here alone. A file opens no other file and no network."""
 
 import contextlib
 import glob
@@ -45,8 +45,8 @@ def open_video(path: Path, clock: Clock = time.monotonic) -> Source:
     if capture is None:
         raise SourceError(
             f"{path} cannot be opened as a video: no container of {_CONTAINERS} that FFmpeg can read (an .mp4 that was "
-            "cut off has no index; playlists are refused, because they name other files and hosts). Play it with ffplay "
-            f"to see why, or convert it: ffmpeg -i {path.name} copy.mp4"
+            "cut off has no index; playlists are refused, because they name other files and hosts). Play it with "
+            f"ffplay to see why, or convert it: ffmpeg -i {path.name} copy.mp4"
         )
     width, height = (int(capture.get(p)) for p in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
     if not 0 < width * height <= MAX_PIXELS:
@@ -204,8 +204,8 @@ def _require_device(spec: str, device: str) -> None:
         if re.fullmatch(r"/dev/[\w/.:-]+", device) and stat.S_ISCHR(os.stat(device).st_mode):
             return
     raise SourceError(
-        f"{spec!r} is no camera: {device!r} is no device; expected 0 or v4l2:///dev/video0. Cameras here: {there}. In a "
-        "container, hand the device in (docker run --device /dev/video0)"
+        f"{spec!r} is no camera: {device!r} is no device; expected 0 or v4l2:///dev/video0. Cameras here: {there}. "
+        "In a container, hand the device in (docker run --device /dev/video0)"
     )
 
 
