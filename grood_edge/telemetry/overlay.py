@@ -1,6 +1,7 @@
 """A frame with what is held to be true above it, and the scores of the last frames below it."""
 
 import collections
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -89,7 +90,8 @@ class Overlay:
     def draw(self, verdict: StreamVerdict) -> np.ndarray:
         """Return uint8 `[height, width, 3]` BGR, valid until the next call. Always of the same size."""
         said, image = verdict.verdict, picture_of(verdict.frame)
-        self._points.append(_Point(None if said is None else said.ood_score, verdict.state.name))
+        score = None if said is None or math.isnan(said.ood_score) else said.ood_score
+        self._points.append(_Point(score, verdict.state.name))
         if not self._canvas.size:
             self._lay_out((272, 640) if image is None else (image.shape[0], image.shape[1]))
         if verdict.changed or self._began is None:

@@ -1,6 +1,7 @@
 """`--record out.mp4`: the overlay as a video that can be read however the loop ends."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,7 @@ class Recording:
         self._overlay = Overlay(axis, source.color)
         self._fps = source.fps if source.fps is not None and 1 <= source.fps <= 240 else FPS
         self._live = source.live
-        self._writer: object = None
+        self._writer: Any = None
         self._frames = 0
         self._start = 0.0  # when the video began, by the clock of captures
         self._broken = False
@@ -57,7 +58,7 @@ class Recording:
             self._open(canvas)
             self._start = verdict.frame.captured
         for _ in range(self._due(verdict.frame.captured)):
-            if self._writer.write(canvas) is False:  # type: ignore[attr-defined]
+            if self._writer.write(canvas) is False:
                 self._broken = True
                 raise OutputError(
                     f"OpenCV could not write frame {self._frames} of {self.path}: no room is left, or a limit on the "
@@ -66,22 +67,25 @@ class Recording:
             self._frames += 1
 
     def close(self) -> None:
-        """Finish the video and read its beginning back.
+        """Finish the video, and see whether it can be read.
 
         Raises:
-            OutputError: it cannot be read.
+            OutputError: it cannot, or frames are missing.
         """
         if self._writer is None:
             return
         writer, self._writer = self._writer, None
-        writer.release()  # type: ignore[attr-defined]
+        writer.release()
         if self._broken:  # was said
             return
         reader = self._cv2.VideoCapture(str(self.path))
-        good, _ = reader.read()
+        good, count = reader.read()[0], reader.get(self._cv2.CAP_PROP_FRAME_COUNT)
         reader.release()
-        if not good and self._frames:
-            raise OutputError(f"{self.path} was written and cannot be read back; is its disk full?")
+        if self._frames and not (good and count > 0.99 * self._frames - 2):  # an .mkv gives its length, rounded
+            raise OutputError(
+                f"{self.path} lacks frames of the {self._frames} that were written: no room was left, or a limit on "
+                "the size of files is reached"
+            )
 
     def _open(self, canvas: np.ndarray) -> None:
         size = (canvas.shape[1], canvas.shape[0])
