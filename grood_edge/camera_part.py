@@ -21,6 +21,7 @@ __all__ = [
     "camera_part",
     "open_camera",
     "prepared_frame",
+    "prepared_model",
     "require_camera_part",
     "simulated_frame",
     "without_camera",
@@ -57,14 +58,14 @@ def simulated_frame(frame: Frame, camera: Camera) -> InputFrame:
     return camera_frame(preprocess_frame(frame, whole), camera, "rgb")
 
 
-def open_camera(model: bytes) -> OrtModel:
-    """Open the camera part of an artifact's model, on the CPU.
+def open_camera(model: bytes, preprocessing: Preprocessing, threads: int | None = None) -> OrtModel | None:
+    """Open the camera part of an artifact's model, on the CPU; None where its contract names no camera.
 
     Raises:
-        ArtifactError: it has none, or one that cannot be cut off.
+        ArtifactError: the part is missing, or cannot be cut off.
         BackendError: onnxruntime refuses it.
     """
-    return open_ort(camera_part(model))
+    return None if preprocessing.camera is None else open_ort(camera_part(model), threads=threads)
 
 
 def camera_part(model: bytes) -> bytes:
@@ -106,6 +107,11 @@ def without_camera(model: bytes, preprocessing: Preprocessing) -> bytes:
                 yield field.raw
 
     return _with_graph(model, kept())
+
+
+def prepared_model(model: bytes, preprocessing: Preprocessing) -> bytes:
+    """Return the model that takes prepared frames: without the camera part, where there is one."""
+    return model if preprocessing.camera is None else without_camera(model, preprocessing)
 
 
 def require_camera_part(model: bytes) -> None:

@@ -111,9 +111,9 @@ class Preprocessing:
                 raise UsageError(f"preprocessing cannot use {found}; see the presets in docs/preprocessing.md")
         if self.camera is not None and self.filter != "bilinear":
             raise UsageError(
-                f"the filter is {self.filter} and the graph is to resize the camera's frames: there only bilinear equals "
-                "the host's pixels (bicubic and lanczos overshoot, and are clipped between the axes). Use --filter "
-                "bilinear, or leave --camera-size out"
+                f"the filter is {self.filter}, and with --camera-size the graph itself resizes: there only bilinear "
+                "equals the host's pixels (bicubic and lanczos overshoot, and are clipped between the axes). Use "
+                "--filter bilinear, or leave --camera-size out"
             )
 
     @property

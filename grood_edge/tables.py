@@ -262,7 +262,7 @@ def _network_rows(contract: Contract) -> list[tuple[str, str]]:
     if p.camera is not None:
         colour = f"raw frames, {p.camera.layout.upper()}; resized in the graph to {p.height}x{p.width}"
     batch = "any batch size" if c.batch == "dynamic" else "batch 1 (larger batches did not give the same rows)"
-    kept = f"kept, padded with {_numbers(p.padding)}" if p.crop == "letterbox" else "not kept"
+    kept = f"kept, padded with grey levels {', '.join(map(str, p.padding))}" if p.crop == "letterbox" else "not kept"
     resize = f"short side to {p.short_side}, centre crop" if p.short_side else f"whole frame, aspect ratio {kept}"
     return [
         ("classes", f"{len(contract.classes)}: {_listed(contract.classes)}"),

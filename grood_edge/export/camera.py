@@ -52,7 +52,7 @@ def attach_camera(model: ModelProto, preprocessing: Preprocessing) -> ModelProto
 def camera_model(preprocessing: Preprocessing) -> ModelProto:
     """Return that part alone: `image` uint8 `[N, *input_shape]` to whole grey levels, float32 `[N, h, w, c]`."""
     part = _part_of(preprocessing)
-    shape = ["N", preprocessing.height, preprocessing.width, preprocessing.channels]
+    shape: list[str | int] = ["N", preprocessing.height, preprocessing.width, preprocessing.channels]
     graph = helper.make_graph(
         part.nodes,
         "camera",
@@ -140,7 +140,9 @@ def _add_luma(part: _Part, camera: Camera, pixels: int) -> None:
     together = max(count for count in range(1, BLOCK + 1) if pixels % count == 0)
     luma = _LUMA if camera.layout == "rgb" else _LUMA[::-1]
     part.reshape("pixels", [0, pixels // together, 3 * together])
-    part.add("MatMul", "luma", [part.constant("luma_weights", np.kron(np.eye(together, dtype=np.float32), luma[:, None]))])
+    part.add(
+        "MatMul", "luma", [part.constant("luma_weights", np.kron(np.eye(together, dtype=np.float32), luma[:, None]))]
+    )
     part.add("Add", "luma_half", [part.constant("half", np.array(0.5, np.float32))])
     part.add("Floor", "grey")
 

@@ -1,19 +1,21 @@
 """A session: frames in, verdicts out, at one alpha."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
 import numpy as np
 
-from grood_edge.arrays import Flags, Frame, Frames
+from grood_edge.arrays import Flags, Frame, Frames, InputFrame
 from grood_edge.artifact import Artifact, read_artifact
+from grood_edge.camera_part import open_camera, prepared_frame, prepared_model
 from grood_edge.contract import Contract
 from grood_edge.errors import ArtifactError, BackendError, FrameError, UsageError
+from grood_edge.ort import OrtModel
 from grood_edge.outputs import Outputs, concatenated
-from grood_edge.preprocessing import preprocess_frame
+from grood_edge.preprocessing import input_frame
 from grood_edge.progress import Progress, silent
 from grood_edge.runtime.backend import Backend
 from grood_edge.runtime.choose import BackendName, Choice, Chosen, choose_backend
@@ -69,6 +71,7 @@ class Session:
         alpha: float | None = None,
         color: Color = "rgb",
         load_head: Callable[[], Head] | None = None,
+        camera: OrtModel | None = None,
     ) -> None:
         require_usable(artifact.contract, alpha, color)
         self.contract: Contract = artifact.contract
@@ -81,7 +84,8 @@ class Session:
         self._head: Head | None = None
         self._color = color
         p = artifact.contract.preprocessing
-        self._shape = (p.height, p.width, p.channels)
+        self._camera = camera  # there: the backend takes prepared frames, and frames may have any size
+        self._shape = p.input_shape if camera is None else (p.height, p.width, p.channels)
         self._single = artifact.contract.classifier.batch == "1"
 
     def predict(self, frame: Frame, explain: bool = False) -> Verdict:
@@ -118,11 +122,21 @@ class Session:
             raise FrameError("no frames were given; expected at least one")
         batch = np.empty((len(frames), *self._shape), np.uint8)
         for index, frame in enumerate(frames):
-            array = np.asarray(frame)
-            if self._color == "bgr" and array.ndim == 3 and array.shape[2] == 3:
-                array = array[..., ::-1]
-            batch[index] = preprocess_frame(array, self.contract.preprocessing)
+            batch[index] = self.prepare(frame)
         return self.infer_prepared(batch)
+
+    def prepare(self, frame: Frame) -> InputFrame:
+        """Return one frame as the graph takes it: resized and cropped; of a camera's artifact the raw frame itself.
+
+        Raises:
+            FrameError: another dtype or shape; of a camera's artifact another size than the camera's.
+        """
+        preprocessing = self.contract.preprocessing
+        if self._camera is None:
+            return input_frame(frame, preprocessing, self._color)
+        array = np.asarray(frame)
+        flipped = self._color == "bgr" and array.shape[2:] == (3,)
+        return prepared_frame(array[..., ::-1] if flipped else array, preprocessing, self._camera)
 
     def infer_prepared(self, frames: Frames) -> Outputs:
         """Run frames that are already resized and cropped, uint8 `[n, height, width, channels]` of the graph's input.
@@ -198,6 +212,7 @@ def open_session(
     color: Color = "rgb",
     threads: int | None = None,
     trusted_engine: str | None = None,
+    any_size: bool = False,
     progress: Progress = silent,
 ) -> Session:
     """Open an artifact for scoring.
@@ -212,6 +227,8 @@ def open_session(
         color: channel order of the frames that will be given: `rgb`, or `bgr` as OpenCV delivers them.
         threads: CPU threads of onnxruntime; None leaves it to onnxruntime.
         trusted_engine: SHA-256 of an engine beside the artifact that another user or machine built.
+        any_size: with `backend="onnxruntime"`, take frames of other sizes than the camera's as well, when the artifact
+            was exported for a camera: they are resized on the host. For folders of images; a robot leaves it out.
         progress: called while an engine is built and verified.
 
     Raises:
@@ -223,20 +240,25 @@ def open_session(
     """
     artifact = read_artifact(Path(path))
     require_usable(artifact.contract, alpha, color)  # before an engine is built
+    digest = artifact.graph_digest
+    camera = None
+    if any_size and backend == "onnxruntime":
+        camera = open_camera(artifact.model, artifact.contract.preprocessing, threads)
+        artifact = replace(artifact, model=prepared_model(artifact.model, artifact.contract.preprocessing))
     if isinstance(backend, str):
         chosen = choose_backend(Path(path), artifact, Choice(backend, provider, threads, trusted_engine), progress)
     elif trusted_engine is not None:
         raise UsageError("trusted_engine has no use with a backend of your own: no engine is loaded; leave it out")
     else:
         chosen = Chosen(backend)
-    digest = artifact.graph_digest  # the bytes are let go: on a small device they are as large as the network
 
+    # The bytes are let go: on a small device they are as large as the network.
     def load_head() -> Head:
         again = read_artifact(Path(path))
         if again.graph_digest != digest:
             raise ArtifactError(f"{path} was replaced since the session was opened; open the session again")
         return head_from_model(again.model)
 
-    session = Session(artifact, chosen.backend, alpha, color, load_head)
+    session = Session(artifact, chosen.backend, alpha, color, load_head, camera)
     session.fallbacks = chosen.fallbacks
     return session
