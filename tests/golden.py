@@ -9,12 +9,14 @@ from typing import Any
 
 import jsonschema
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, load_model_from_string, numpy_helper
 
 from grood_edge.artifact import artifact_bytes
 from grood_edge.contract import Contract
 from grood_edge.contract_reader import contract_from_json
+from grood_edge.export.camera import attach_camera
 from grood_edge.export.head import head_constants, head_nodes
+from grood_edge.preprocessing import Camera
 
 __all__ = [
     "GOLDEN_TEXT",
@@ -22,6 +24,8 @@ __all__ = [
     "PAGE",
     "SCHEMA",
     "VALIDATOR",
+    "camera_golden",
+    "camera_model",
     "canonical",
     "golden",
     "golden_contract",
@@ -225,6 +229,22 @@ def other_golden(rows: int) -> bytes:
         document["space"] = "logits"
     head = head_nodes(1, "float32" if rows else None, document["space"])
     return artifact_bytes(_model(_other_tensors(rows), head), contract_from_json(canonical(document))[0])
+
+
+GOLDEN_CAMERA = Camera(5, 7, "bgr")
+
+
+def camera_model() -> bytes:
+    """Return the model with the camera part before it."""
+    p = dataclasses.replace(golden_contract().preprocessing, camera=GOLDEN_CAMERA)
+    return bytes(attach_camera(load_model_from_string(golden_model()), p).SerializeToString(deterministic=True))
+
+
+def camera_golden() -> bytes:
+    """Return the artifact as one for a camera, without probes."""
+    contract = golden_contract()
+    p = dataclasses.replace(contract.preprocessing, camera=GOLDEN_CAMERA)
+    return artifact_bytes(camera_model(), dataclasses.replace(contract, preprocessing=p, probes=()))
 
 
 def remade() -> str:
