@@ -4,6 +4,7 @@ import functools
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -236,21 +237,19 @@ GOLDEN_CAMERA = Camera(5, 7, "bgr")
 
 def camera_model() -> bytes:
     """Return the model with the camera part before it."""
-    p = dataclasses.replace(golden_contract().preprocessing, camera=GOLDEN_CAMERA)
+    p = replace(golden_contract().preprocessing, camera=GOLDEN_CAMERA)
     return bytes(attach_camera(load_model_from_string(golden_model()), p).SerializeToString(deterministic=True))
 
 
 def camera_golden() -> bytes:
     """Return the artifact as one for a camera, without probes."""
     contract = golden_contract()
-    p = dataclasses.replace(contract.preprocessing, camera=GOLDEN_CAMERA)
-    return artifact_bytes(camera_model(), dataclasses.replace(contract, preprocessing=p, probes=()))
+    p = replace(contract.preprocessing, camera=GOLDEN_CAMERA)
+    return artifact_bytes(camera_model(), replace(contract, preprocessing=p, probes=()))
 
 
 def remade() -> str:
     """Return GOLDEN_TEXT with the digests and the probe's outputs that the model gives now."""
-    import dataclasses
-
     from grood_edge.ort import open_ort
     from grood_edge.probes import decode_png
 
@@ -258,10 +257,10 @@ def remade() -> str:
     frame = decode_png(contract.probes[0].png, contract.preprocessing)
     found = {name: value[0].tolist() for name, value in open_ort(golden_model()).run({"image": frame[None]}).items()}
     outputs = {name: found[name] for name in ("class_id", "p_value", "is_ood", "valid")}
-    probe = dataclasses.replace(
+    probe = replace(
         contract.probes[0], **outputs, ood_score=round(found["ood_score"], 6),
         logits=tuple(round(value, 6) for value in found["logits"]),
     )  # fmt: skip
-    data = artifact_bytes(golden_model(), dataclasses.replace(contract, probes=(probe,)))
+    data = artifact_bytes(golden_model(), replace(contract, probes=(probe,)))
     (last,) = list(top_level(data))[-1:]
     return last[1][last[1].index(b"{") :].decode()
