@@ -222,8 +222,8 @@ def preprocess_frame(frame: Frame, preprocessing: Preprocessing) -> InputFrame:
     kept = kept.reshape(rows.out, columns.out, preprocessing.channels)
     if (rows.out, columns.out) == (preprocessing.height, preprocessing.width):
         return kept
-    whole = np.empty((preprocessing.height, preprocessing.width, preprocessing.channels), np.uint8)
-    whole[:] = preprocessing.padding
+    line = np.tile(np.array(preprocessing.padding, np.uint8), preprocessing.width)
+    whole = np.tile(line, preprocessing.height).reshape(preprocessing.height, preprocessing.width, -1)
     whole[rows.start : rows.start + rows.out, columns.start : columns.start + columns.out] = kept
     return whole
 

@@ -350,7 +350,8 @@ def test_letterbox_pads_with_the_rounded_mean() -> None:
 
 def whole_frame_first(frame: np.ndarray, p: Preprocessing) -> np.ndarray:
     """Resample columns of all rows, then rows, as was done before pixels beyond the filter's reach were left out."""
-    rows, columns = (span := placement_of(*frame.shape[:2], p)).rows, span.columns
+    placement = placement_of(frame.shape[0], frame.shape[1], p)
+    rows, columns = placement.rows, placement.columns
     size, resampling = (columns.out, rows.out), FILTERS[p.filter]
     image = Image.fromarray(frame)
     if rows.high - rows.low > 100 * (columns.high - columns.low):

@@ -2,7 +2,7 @@
 
 Pillow's bilinear filter is linear, so each axis is one product with a constant matrix. Of that matrix only a band is
 not 0. So the output is cut into blocks of `BLOCK` rows, and each block is multiplied with the few source rows that it
-reaches: as many products as a fiftieth of the frame's, in two MatMuls. Pillow rounds to whole grey levels after each
+reaches: a few multiplications a pixel, in two MatMuls. Pillow rounds to whole grey levels after each
 axis and the graph only once, at the end; before that they differ by at most 0.5 + 0.5 grey levels, and so by at most
 one after it.
 """
@@ -22,7 +22,8 @@ from grood_edge.resampling import Placement, SourceSpan
 
 __all__ = ["attach_camera", "camera_model"]
 
-BLOCK = 16  # output rows that share their source rows: fewer copy more, more multiply more zeros
+BLOCK = 4  # output rows that share their source rows: fewer copy more, more multiply more zeros (benchmarks/resize.py)
+TOGETHER = 16  # pixels that become grey in one row of a product
 _ONE = 1 << 22  # Pillow's weights are integers of this unit
 _LUMA = np.array([19595, 38470, 7471], np.float32) / 65536  # of R, G, B; exact in float32, as Pillow's integers are
 
@@ -105,11 +106,12 @@ def _part_of(preprocessing: Preprocessing) -> _Part:
     p, camera = preprocessing, preprocessing.camera
     assert camera is not None
     placement = placement_of(camera.height, camera.width, p)
-    rows, columns = _Band.of(placement.rows, p.height), _Band.of(placement.columns, p.width)
+    rows, columns = _Band.of(placement.rows), _Band.of(placement.columns)
     channels = camera.shape[2]
     part = _Part()
     part.add("Cast", "float", to=TensorProto.FLOAT)  # first: TensorRT takes uint8 nowhere else
-    part.slice("kept", (1, 2), (rows.first, columns.first), (rows.last, columns.last))
+    if (rows.last - rows.first, columns.last - columns.first) != (camera.height, camera.width):
+        part.slice("kept", (1, 2), (rows.first, columns.first), (rows.last, columns.last))
     if channels > p.channels:
         _add_luma(part, camera, (rows.last - rows.first) * (columns.last - columns.first))
         channels = 1
@@ -117,17 +119,17 @@ def _part_of(preprocessing: Preprocessing) -> _Part:
     part.reshape("rows_in", [0, rows.last - rows.first, width])
     _add_axis(part, "rows", rows, width)
     part.add("Transpose", "turned", perm=[0, 2, 1])
-    part.reshape("columns_in", [0, columns.last - columns.first, channels * p.height])
-    _add_axis(part, "columns", columns, channels * p.height)
-    part.reshape("by_channel", [0, p.width, channels, p.height])
+    part.reshape("columns_in", [0, columns.last - columns.first, channels * rows.out])
+    _add_axis(part, "columns", columns, channels * rows.out)
+    part.reshape("by_channel", [0, columns.out, channels, rows.out])
     if channels == 3 and camera.layout == "bgr":
         part.add("Gather", "rgb", [part.constant("rgb_order", [2, 1, 0])], axis=2)
     part.add("Round", "levels")
     part.add("Transpose", "upright", perm=[0, 3, 1, 2])
     if channels < p.channels:
         part.add("Concat", "repeated", [part.tensor] * 2, axis=3)
-    if (placement.rows.out, placement.columns.out) != (p.height, p.width):
-        part.add("Add", "padded", [part.constant("padding", _padding(p, placement))])
+    if (rows.out, columns.out) != (p.height, p.width):
+        _add_padding(part, p, placement)
     part.nodes[-1].output[:] = [PREPARED]
     return part
 
@@ -137,7 +139,7 @@ def _add_luma(part: _Part, camera: Camera, pixels: int) -> None:
 
     Several pixels a row of the product, each with its own column: one alone has too little to multiply.
     """
-    together = max(count for count in range(1, BLOCK + 1) if pixels % count == 0)
+    together = max(count for count in range(1, TOGETHER + 1) if pixels % count == 0)
     luma = _LUMA if camera.layout == "rgb" else _LUMA[::-1]
     part.reshape("pixels", [0, pixels // together, 3 * together])
     part.add(
@@ -152,7 +154,7 @@ class _Band:
     """One axis: block b of the output is `weights[b]` times the source rows `first + index[b]`.
 
     first, last: source rows that count at all. weights float32 `[blocks, BLOCK, k]`, index int64 `[blocks, k]`.
-    out: output rows; the blocks may have a few more, which are 0.
+    out: output rows; the last block may have a few more, which are 0.
     """
 
     first: int
@@ -162,21 +164,20 @@ class _Band:
     out: int
 
     @classmethod
-    def of(cls, span: SourceSpan, out: int) -> "_Band":
-        """Return the band of a span that lands in an axis of `out` pixels; pixels beyond it are 0."""
-        taps = [(0, np.zeros(0))] * span.start + list(_bilinear(span))
-        taps += [(0, np.zeros(0))] * (-(-out // BLOCK) * BLOCK - len(taps))
+    def of(cls, span: SourceSpan) -> "_Band":
+        """Return the band of a span."""
+        taps = list(_bilinear(span))
         groups = [taps[i : i + BLOCK] for i in range(0, len(taps), BLOCK)]
-        starts = [min((start for start, w in group if w.size), default=0) for group in groups]
-        ends = [max((start + w.size for start, w in group), default=0) for group in groups]
-        first, last = min(start for start, w in taps if w.size), max(ends)
+        starts = [min(start for start, _ in group) for group in groups]
+        ends = [max(start + w.size for start, w in group) for group in groups]
+        first, last = min(starts), max(ends)
         width = max(end - start for start, end in zip(starts, ends, strict=True))
         begins = np.clip(starts, first, last - width)
         weights = np.zeros((len(groups), BLOCK, width), np.float32)
         for block, group in enumerate(groups):
             for row, (start, w) in enumerate(group):
                 weights[block, row, start - begins[block] : start - begins[block] + w.size] = w
-        return cls(first, last, weights, begins[:, None] - first + np.arange(width), out)
+        return cls(first, last, weights, begins[:, None] - first + np.arange(width), span.out)
 
 
 def _bilinear(span: SourceSpan) -> Iterator[tuple[int, np.ndarray]]:
@@ -200,9 +201,11 @@ def _add_axis(part: _Part, name: str, band: _Band, width: int) -> None:
         part.slice(f"{name}_all", (1,), (0,), (band.out,))
 
 
-def _padding(p: Preprocessing, placement: Placement) -> np.ndarray:
-    """Return what is added where the frame does not reach, and 0 elsewhere: float32, `[h, 1, c]` or `[1, w, c]`."""
+def _add_padding(part: _Part, p: Preprocessing, placement: Placement) -> None:
+    """Put zeros around the frame, and add the padding's colour where they are."""
     rows, columns = placement.rows, placement.columns
-    free = np.ones((p.height, 1) if columns.out == p.width else (1, p.width), np.float32)
+    after = (p.height - rows.start - rows.out, p.width - columns.start - columns.out)
+    part.add("Pad", "page", [part.constant("margins", [0, rows.start, columns.start, 0, 0, *after, 0])])
+    free = np.ones((p.height, 1) if columns.out == p.width else (1, p.width), np.float32)  # one axis has room at most
     free[rows.start : rows.start + rows.out, columns.start : columns.start + columns.out] = 0
-    return free[..., None] * np.array(p.padding, np.float32)
+    part.add("Add", "padded", [part.constant("padding", free[..., None] * np.array(p.padding, np.float32))])

@@ -68,10 +68,8 @@ def random_cases(photo: np.ndarray, count: int) -> Iterator[tuple[np.ndarray, Pr
     for i in range(count):
         height, width = (int(v) for v in rng.integers(1, (60, 300, 720)[i % 3], 2))
         layout: Any = ("rgb", "bgr", "gray")[rng.integers(3)]
-        size = [int(v) for v in rng.integers(1, 130, 2)]
-        p = preprocessing(
-            Camera(height, width, layout), *size, int(rng.choice([1, 3])), CROPS[i % 3], int(rng.integers(0, 60))
-        )
+        out_h, out_w, channels, margin = (int(v) for v in (*rng.integers(1, 130, 2), rng.choice([1, 3]), i % 60))
+        p = preprocessing(Camera(height, width, layout), out_h, out_w, channels, CROPS[i % 3], margin)
         frame = photo[:height, :width] if i % 2 else rng.integers(0, 256, (height, width, 3), np.uint8)
         if i % 11 == 0:
             frame = (frame > 128).astype(np.uint8) * 255
@@ -178,7 +176,7 @@ def path(plain: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def frames() -> list[np.ndarray]:
     """Digits as a camera of 48x64 pixels sees them, in colour."""
     digits = np.rint(load_digits().images[:12] * 255 / 16).astype(np.uint8)
-    return [simulated_frame(digit, SELFTEST_CAMERA) * np.uint8([1, 1, 0]) for digit in digits]
+    return [simulated_frame(digit, SELFTEST_CAMERA) * np.array([1, 1, 0], np.uint8) for digit in digits]
 
 
 @pytest.fixture(scope="module")
