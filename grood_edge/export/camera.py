@@ -2,9 +2,8 @@
 
 Pillow's bilinear filter is linear, so each axis is one product with a constant matrix. Of that matrix only a band is
 not 0. So the output is cut into blocks of `BLOCK` rows, and each block is multiplied with the few source rows that it
-reaches: a few multiplications a pixel, in two MatMuls. Pillow rounds to whole grey levels after each
-axis and the graph only once, at the end; before that they differ by at most 0.5 + 0.5 grey levels, and so by at most
-one after it.
+reaches. Pillow rounds to whole grey levels after each axis and the graph only once, at the end; before that they differ
+by at most 0.5 + 0.5 grey levels, and so by at most one after it.
 """
 
 from collections.abc import Iterator, Sequence
