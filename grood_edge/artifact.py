@@ -165,11 +165,11 @@ def artifact_bytes(model: bytes, contract: Contract) -> bytes:
 
 def _other_keys(contract: Contract) -> dict[str, str]:
     """Return the metadata that other tools read. `ascii`: what is printable differs between Python versions."""
-    preprocessing = contract.preprocessing
+    height, width, channels = contract.preprocessing.input_shape
     return {
         "names": ascii(dict(enumerate(contract.classes))),
-        "imgsz": str([preprocessing.height, preprocessing.width]),
-        "channels": str(preprocessing.channels),
+        "imgsz": str([height, width]),
+        "channels": str(channels),
         "task": "classify",
         "description": "image classifier with GROOD out-of-distribution score, made by grood-edge",
     }

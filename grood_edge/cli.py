@@ -89,7 +89,13 @@ def score_command(
     with (
         progress_bars() as progress,
         open_session(
-            model, alpha=alpha, backend=backend, provider=provider, trusted_engine=trusted, progress=progress
+            model,
+            alpha=alpha,
+            backend=backend,
+            provider=provider,
+            trusted_engine=trusted,
+            any_size=True,
+            progress=progress,
         ) as session,
     ):
         for reason in session.fallbacks:

@@ -37,7 +37,7 @@ def evaluate_command(
 
     options = EvaluateOptions(model, id_, parse_ood(ood or ()), corrupt, baselines, fit, allow_unreadable)
     check_report(report, force)
-    with open_session(model, alpha=alpha, provider=provider) as session, progress_bars() as progress:
+    with open_session(model, alpha=alpha, provider=provider, any_size=True) as session, progress_bars() as progress:
         found = evaluate(session, options, progress)
         if report is not None:
             write_report(report, force, found, options, session, decision_rows(session.contract))

@@ -8,6 +8,7 @@ import typer
 
 from grood_edge.cli_options import AllowUnreadable, Force, Json, Labels, PerClass, Rule
 from grood_edge.errors import UsageError
+from grood_edge.preprocessing import Camera
 
 __all__ = ["export_command", "print_written"]
 
@@ -33,7 +34,8 @@ def export_command(
     ] = None,
     resize: Annotated[int | None, typer.Option(help="Short side before the centre crop.")] = None,
     crop: Annotated[
-        Literal["center", "stretch"] | None, typer.Option(help="'stretch' resizes the whole frame.")
+        Literal["center", "letterbox", "stretch"] | None,
+        typer.Option(help="'stretch' resizes the whole frame; 'letterbox' pads it, so that its aspect ratio is kept."),
     ] = None,
     filter_: Annotated[
         Literal["nearest", "bilinear", "bicubic", "lanczos"] | None, typer.Option("--filter", help="Of the resize.")
@@ -43,6 +45,12 @@ def export_command(
     ] = None,
     std: Annotated[
         str | None, typer.Option(help="Like --mean. --mean 0 --std 1 is torchvision's ToTensor alone.")
+    ] = None,
+    camera_size: Annotated[
+        str | None, typer.Option(help="Resize in the graph: it takes raw frames of this size alone, such as 720x1280.")
+    ] = None,
+    layout: Annotated[
+        Literal["rgb", "bgr", "gray"] | None, typer.Option(help="Of those raw frames. [default: rgb]")
     ] = None,
     classes: Annotated[
         Path | None, typer.Option(help="Class names in the network's order, one a line or JSON.")
@@ -115,6 +123,7 @@ def export_command(
             filter=filter_,
             mean=_numbers("--mean", mean),
             std=_numbers("--std", std),
+            camera=_camera(camera_size, layout),
         ),
         classes=None if classes is None else read_class_names(classes),
         labels=labels,
@@ -201,7 +210,24 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
 def _size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
-    parts = _parsed("--input-size", text, lambda t: [int(v) for v in t.lower().split("x")], "224 or 224x320")
+    parts = _sides("--input-size", text, "224 or 224x320")
     if len(parts) not in (1, 2):
         raise UsageError(f"--input-size {text!r}; expected 224 or 224x320 (height x width)")
     return parts[0], parts[-1]
+
+
+def _sides(option: str, text: str, expected: str) -> list[int]:
+    return _parsed(option, text, lambda t: [int(v) for v in t.lower().split("x")], f"{expected} (height x width)")
+
+
+def _camera(size: str | None, layout: Literal["rgb", "bgr", "gray"] | None) -> Camera | None:
+    if size is None:
+        if layout is not None:
+            raise UsageError(
+                f"--layout {layout} is of a camera's raw frames; give their size with --camera-size 720x1280"
+            )
+        return None
+    sides = _sides("--camera-size", size, "720x1280")
+    if len(sides) != 2:
+        raise UsageError(f"--camera-size {size!r}; expected 720x1280 (height x width)")
+    return Camera(sides[0], sides[1], layout or "rgb")

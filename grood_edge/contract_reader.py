@@ -321,8 +321,9 @@ def _probe_rules(contract: Contract) -> list[tuple[bool, str]]:
 
 def _png_header(preprocessing: Preprocessing) -> bytes:
     """Return how every 8-bit PNG of the graph's input size begins: a decoder then never meets a larger one."""
-    size = struct.pack(">II", preprocessing.width, preprocessing.height)
-    color = 0 if preprocessing.channels == 1 else 2
+    height, width, channels = preprocessing.input_shape
+    size = struct.pack(">II", width, height)
+    color = 0 if channels == 1 else 2
     return b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + size + bytes([8, color, 0, 0, 0])
 
 

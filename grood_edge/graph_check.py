@@ -7,6 +7,7 @@ import numpy as np
 
 from grood_edge import onnx_proto as proto
 from grood_edge import wire
+from grood_edge.camera_part import require_camera_part
 from grood_edge.contract import Contract
 from grood_edge.errors import ArtifactError
 from grood_edge.stored_head import (
@@ -134,6 +135,8 @@ def require_agreement(model: bytes, contract: Contract) -> None:
     for number, expected in zip((proto.GRAPH_INPUT, proto.GRAPH_OUTPUT), _signatures(contract), strict=True):
         if found[number] != expected:
             raise ArtifactError(f"the contract says that the graph has {expected}; it has {found[number][:10]}")
+    if contract.preprocessing.camera is not None:
+        require_camera_part(model)
     _require_stored(dict(stored_tensors(model)), contract)
 
 
@@ -198,7 +201,7 @@ def _signatures(contract: Contract) -> tuple[list[tuple[str, int, list[int | str
     outputs: list[tuple[str, int, list[int | str]]] = [
         (name, kind, [batch, wide[name]] if name in wide else [batch]) for name, kind in _OUTPUTS.items()
     ]
-    return [("image", _UINT8, [batch, p.height, p.width, p.channels])], outputs
+    return [("image", _UINT8, [batch, *p.input_shape])], outputs
 
 
 def _signature(value: memoryview | bytes) -> tuple[str, int, list[int | str]]:

@@ -1,10 +1,10 @@
-"""From a frame of any size to the graph's input: resize and crop on the host, normalisation in the graph.
+"""From a frame of any size to the classifier's input: resize and crop on the host, normalisation in the graph.
 
 The same function serves `export` and `score`. Only the part of the frame that the crop keeps is resampled
-(`box=`), which bounds memory whatever the frame's aspect ratio. It is within one grey level of resizing first and
-cropping then; two where both axes round the other way, a few pixels in a million. (`nearest` picks the same source
-pixel, or its neighbour where the rule falls between two.) The axes are resampled in a fixed order: Pillow 13 began
-to choose it by the frame's shape, and filters that overshoot give other pixels then, by up to 50 grey levels.
+(`resampling`), which bounds memory whatever the frame's aspect ratio. It is within one grey level of resizing first
+and cropping then; two where both axes round the other way, a few pixels in a million. (`nearest` picks the same source
+pixel, or its neighbour where the rule falls between two.) With a `Camera` the graph itself resizes and crops frames of
+one size, and takes no others.
 """
 
 import math
@@ -12,21 +12,24 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
 from grood_edge.arrays import Frame, InputFrame
 from grood_edge.errors import FrameError, UsageError
+from grood_edge.resampling import Placement, SourceSpan, resample
 
-__all__ = ["PRESETS", "Camera", "Preprocessing", "PreprocessingOptions", "preprocess_frame", "resolve_preprocessing"]
+__all__ = [
+    "PRESETS",
+    "Camera",
+    "Preprocessing",
+    "PreprocessingOptions",
+    "camera_frame",
+    "placement_of",
+    "preprocess_frame",
+    "resolve_preprocessing",
+]
 
 MAX_SIDE = 16_384
-_FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
-_TALL = 100  # a kept part this many times higher than wide is resampled rows first
+MAX_CAMERA_PIXELS = 1 << 25  # an 8k frame has 33,177,600
 _CROP_FRACTION = 224 / 256  # short side before the crop = input size / this, rounded to the nearest pixel
 
 
@@ -42,10 +45,14 @@ class Camera:
         """Refuse what no camera delivers.
 
         Raises:
-            UsageError: a side outside 1..16,384.
+            UsageError: a side outside 1..16,384, or more than 33,554,432 pixels.
         """
-        if not (1 <= self.height <= MAX_SIDE and 1 <= self.width <= MAX_SIDE):
-            raise UsageError(f"a camera of {self.height}x{self.width} pixels; expected sides of 1 to {MAX_SIDE:,}")
+        sides = 1 <= self.height <= MAX_SIDE and 1 <= self.width <= MAX_SIDE
+        if not sides or self.height * self.width > MAX_CAMERA_PIXELS:
+            raise UsageError(
+                f"a camera of {self.height}x{self.width} pixels; expected sides of 1 to {MAX_SIDE:,} (height x width) "
+                f"and at most {MAX_CAMERA_PIXELS:,} pixels"
+            )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -60,7 +67,8 @@ class Preprocessing:
     height, width: the classifier's input size in pixels. channels: 3 (RGB) or 1 (grey).
     crop `center`: the short side is resized to `short_side`, the long side to floor(long * short_side / short),
     then the centre is cut out, offsets rounded half to even. crop `stretch`: the whole frame is resized to
-    the input size, whatever its aspect ratio (`short_side` is None).
+    the input size, whatever its aspect ratio (`short_side` is None). crop `letterbox`: the whole frame, its aspect
+    ratio kept, as large as fits, in the middle; the rest has the colour `padding` (`short_side` is None).
     mean, std: per channel, in grey levels 0..255: the classifier sees (pixel - mean) / std.
     camera: None, or the frames that the graph takes and brings to the classifier's input size itself.
     """
@@ -70,7 +78,7 @@ class Preprocessing:
     width: int
     channels: int
     filter: Literal["nearest", "bilinear", "bicubic", "lanczos"]
-    crop: Literal["center", "stretch"]
+    crop: Literal["center", "letterbox", "stretch"]
     short_side: int | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -89,7 +97,7 @@ class Preprocessing:
             (all(map(math.isfinite, self.mean)), f"mean {self.mean} (expected finite numbers)"),
             (all(0 < value < math.inf for value in self.std), f"std {self.std} (expected finite numbers above 0)"),
             (
-                (self.crop == "stretch") == (self.short_side is None),
+                (self.crop != "center") == (self.short_side is None),
                 f"crop {self.crop} with short side {self.short_side}",
             ),
             (
@@ -100,6 +108,22 @@ class Preprocessing:
         for holds, found in rules:
             if not holds:
                 raise UsageError(f"preprocessing cannot use {found}; see the presets in docs/preprocessing.md")
+        if self.camera is not None and self.filter != "bilinear":
+            raise UsageError(
+                f"the filter is {self.filter}, and with --camera-size the graph itself resizes: there only bilinear "
+                "equals the host's pixels (bicubic and lanczos overshoot, and are clipped between the axes). Use "
+                "--filter bilinear, or leave --camera-size out"
+            )
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of the graph's input: the camera's frames, or the classifier's input."""
+        return (self.height, self.width, self.channels) if self.camera is None else self.camera.shape
+
+    @property
+    def padding(self) -> tuple[int, ...]:
+        """Grey level a channel, 0..255, of what a letterbox leaves free: the mean, rounded half up."""
+        return tuple(min(255, max(0, math.floor(value + 0.5))) for value in self.mean)
 
 
 @dataclass(frozen=True)
@@ -126,16 +150,17 @@ class PreprocessingOptions:
     """What the user asked for; None means "as the preset says".
 
     input_size: (height, width). resize: short side. mean, std: fractions of full scale, as torchvision writes
-    them: `--mean 0 --std 1` is ToTensor alone.
+    them: `--mean 0 --std 1` is ToTensor alone. camera: None leaves resize and crop to the host.
     """
 
     preset: str | None = None
     input_size: tuple[int, int] | None = None
     resize: int | None = None
-    crop: Literal["center", "stretch"] | None = None
+    crop: Literal["center", "letterbox", "stretch"] | None = None
     filter: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    camera: Camera | None = None
 
 
 def resolve_preprocessing(
@@ -161,7 +186,7 @@ def resolve_preprocessing(
     if crop == "center":
         short_side = options.resize if options.resize is not None else round(max(height, width) / _CROP_FRACTION)
     elif options.resize is not None:
-        raise UsageError("--resize sets the short side before a centre crop; it cannot be used with --crop stretch")
+        raise UsageError(f"--resize sets the short side before a centre crop; it cannot be used with --crop {crop}")
     changed = any(
         value is not None for value in (options.resize, options.crop, options.filter, options.mean, options.std)
     )
@@ -175,6 +200,7 @@ def resolve_preprocessing(
         short_side=short_side,
         mean=_levels(options.mean, preset.mean, channels),
         std=_levels(options.std, preset.std, channels),
+        camera=options.camera,
     )
 
 
@@ -188,40 +214,64 @@ def preprocess_frame(frame: Frame, preprocessing: Preprocessing) -> InputFrame:
         FrameError: another dtype or shape.
     """
     array = _check_frame(frame)
-    target = (preprocessing.height, preprocessing.width, preprocessing.channels)
-    grey = array.ndim == 2 or array.shape[2] == 1
-    image = Image.fromarray(np.ascontiguousarray(array[..., 0] if grey and array.ndim == 3 else array))
-    mode = "L" if preprocessing.channels == 1 else "RGB"
-    if image.mode != mode:
-        image = image.convert(mode)
-    return np.asarray(_resized(image, preprocessing), dtype=np.uint8).reshape(target)
+    pixels = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    placement = placement_of(array.shape[0], array.shape[1], preprocessing)
+    rows, columns = placement.rows, placement.columns
+    kept = resample(pixels, placement, preprocessing.filter, "L" if preprocessing.channels == 1 else "RGB")
+    kept = kept.reshape(rows.out, columns.out, preprocessing.channels)
+    if (rows.out, columns.out) == (preprocessing.height, preprocessing.width):
+        return kept
+    line = np.tile(np.array(preprocessing.padding, np.uint8), preprocessing.width)
+    whole = np.tile(line, preprocessing.height).reshape(preprocessing.height, preprocessing.width, -1)
+    whole[rows.start : rows.start + rows.out, columns.start : columns.start + columns.out] = kept
+    return whole
 
 
-def _resized(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """Resample columns first, as Pillow before 13 always did; rows first where that would need far more memory."""
-    size = (preprocessing.width, preprocessing.height)
-    resampling = _FILTERS[preprocessing.filter]
-    left, top, right, bottom = _kept_box(image.height, image.width, preprocessing)
-    if bottom - top > _TALL * (right - left):
-        rows = image.resize((image.width, size[1]), resampling, box=(0, top, image.width, bottom))
-        return rows.resize(size, resampling, box=(left, 0, right, size[1]))
-    columns = image.resize((size[0], image.height), resampling, box=(left, 0, right, image.height))
-    return columns.resize(size, resampling, box=(0, top, size[0], bottom))
+def camera_frame(frame: Frame, camera: Camera, color: Literal["rgb", "bgr"]) -> InputFrame:
+    """Return a raw frame of the camera in the camera's order of channels; it is copied only where that differs.
+
+    Raises:
+        FrameError: another dtype, or another shape than the camera's.
+    """
+    array = _check_frame(frame)
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.shape != camera.shape:
+        raise FrameError(
+            f"the frame has shape {list(np.shape(frame))}; expected {list(camera.shape)}, the camera that the artifact "
+            "was exported for (--camera-size, --layout). Set the camera to that size, or export without --camera-size"
+        )
+    return np.ascontiguousarray(array if camera.layout in ("gray", color) else array[..., ::-1])
 
 
-def _kept_box(height: int, width: int, preprocessing: Preprocessing) -> tuple[float, float, float, float]:
-    """Return the part of the frame that the crop keeps: left, top, right, bottom, in source pixels."""
-    if preprocessing.short_side is None:
-        return (0.0, 0.0, float(width), float(height))
+def placement_of(height: int, width: int, preprocessing: Preprocessing) -> Placement:
+    """Return which part of a frame of this size is kept, and where it lands; edges are in source pixels."""
+    p = preprocessing
+    if p.short_side is not None:
+        return _center(height, width, p.short_side, p)
+    out_h, out_w = p.height, p.width
+    if p.crop == "letterbox" and height * p.width > width * p.height:  # the rows fill the input
+        out_w = max(1, (2 * width * p.height + height) // (2 * height))
+    elif p.crop == "letterbox":
+        out_h = max(1, (2 * height * p.width + width) // (2 * width))
+    return Placement(
+        SourceSpan(height, 0.0, float(height), (p.height - out_h) // 2, out_h),
+        SourceSpan(width, 0.0, float(width), (p.width - out_w) // 2, out_w),
+    )
+
+
+def _center(height: int, width: int, short_side: int, p: Preprocessing) -> Placement:
     short = min(height, width)
-    resized_h = max(preprocessing.height, preprocessing.short_side * height // short)
-    resized_w = max(preprocessing.width, preprocessing.short_side * width // short)
-    top = round((resized_h - preprocessing.height) / 2)
-    left = round((resized_w - preprocessing.width) / 2)
+    resized_h = max(p.height, short_side * height // short)
+    resized_w = max(p.width, short_side * width // short)
+    top = round((resized_h - p.height) / 2)
+    left = round((resized_w - p.width) / 2)
     scale_h, scale_w = height / resized_h, width / resized_w
-    right = min(float(width), (left + preprocessing.width) * scale_w)
-    bottom = min(float(height), (top + preprocessing.height) * scale_h)
-    return (left * scale_w, top * scale_h, right, bottom)
+    bottom = min(float(height), (top + p.height) * scale_h)
+    right = min(float(width), (left + p.width) * scale_w)
+    return Placement(
+        SourceSpan(height, top * scale_h, bottom, 0, p.height), SourceSpan(width, left * scale_w, right, 0, p.width)
+    )
 
 
 def _check_frame(frame: Frame) -> np.ndarray:

@@ -173,7 +173,7 @@ def make_probes(
 
 def synthetic_frames(preprocessing: Preprocessing) -> list[tuple[str, InputFrame]]:
     """Return ten patterns of the graph's input size, uint8 `[h, w, c]`, that compress well as PNG."""
-    h, w, c = preprocessing.height, preprocessing.width, preprocessing.channels
+    h, w, c = preprocessing.input_shape
     y, x = np.mgrid[0:h, 0:w].astype(np.float64)
     y, x = y / max(1, h - 1), x / max(1, w - 1)
     patterns: dict[str, Any] = {
@@ -206,15 +206,16 @@ def decode_png(text: str, preprocessing: Preprocessing) -> InputFrame:
     Raises:
         ArtifactError: not a PNG of exactly the graph's input size.
     """
-    expected = (preprocessing.width, preprocessing.height)
+    height, width, channels = preprocessing.input_shape
+    expected = (width, height)
     try:
         with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"]) as image:
-            if image.size != expected or image.mode != ("L" if preprocessing.channels == 1 else "RGB"):
+            if image.size != expected or image.mode != ("L" if channels == 1 else "RGB"):
                 raise ArtifactError(f"a probe is {image.mode} {image.size}; expected {expected}. Export again")
             pixels = np.asarray(image, dtype=np.uint8)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ArtifactError(f"a probe's picture cannot be decoded ({error}); the artifact is damaged") from error
-    return pixels.reshape(preprocessing.height, preprocessing.width, preprocessing.channels)
+    return pixels.reshape(height, width, channels)
 
 
 def _narrowness(contract: Contract) -> float:

@@ -259,11 +259,14 @@ def probe_table(report: ProbeReport) -> Table:
 def _network_rows(contract: Contract) -> list[tuple[str, str]]:
     p, c = contract.preprocessing, contract.classifier
     colour = "RGB" if p.channels == 3 else "grey"
+    if p.camera is not None:
+        colour = f"raw frames, {p.camera.layout.upper()}; resized in the graph to {p.height}x{p.width}"
     batch = "any batch size" if c.batch == "dynamic" else "batch 1 (larger batches did not give the same rows)"
-    resize = f"short side to {p.short_side}, centre crop" if p.short_side else "whole frame, aspect ratio not kept"
+    kept = f"kept, padded with grey levels {', '.join(map(str, p.padding))}" if p.crop == "letterbox" else "not kept"
+    resize = f"short side to {p.short_side}, centre crop" if p.short_side else f"whole frame, aspect ratio {kept}"
     return [
         ("classes", f"{len(contract.classes)}: {_listed(contract.classes)}"),
-        ("input", f"uint8 [{'N' if c.batch == 'dynamic' else 1}, {p.height}, {p.width}, {p.channels}] {colour}"),
+        ("input", f"uint8 [{'N' if c.batch == 'dynamic' else 1}, {', '.join(map(str, p.input_shape))}] {colour}"),
         ("preprocessing", f"{p.preset}: {p.filter}, {resize}"),
         ("normalisation", f"(pixel - {_numbers(p.mean)}) / {_numbers(p.std)}"),
         ("classifier", f"from {c.source}, {c.layout}{', BGR' if c.bgr else ''}, {batch}, {contract.precision.name}"),

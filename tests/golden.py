@@ -4,17 +4,20 @@ import functools
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, load_model_from_string, numpy_helper
 
 from grood_edge.artifact import artifact_bytes
 from grood_edge.contract import Contract
 from grood_edge.contract_reader import contract_from_json
+from grood_edge.export.camera import attach_camera
 from grood_edge.export.head import head_constants, head_nodes
+from grood_edge.preprocessing import Camera
 
 __all__ = [
     "GOLDEN_TEXT",
@@ -22,6 +25,8 @@ __all__ = [
     "PAGE",
     "SCHEMA",
     "VALIDATOR",
+    "camera_golden",
+    "camera_model",
     "canonical",
     "golden",
     "golden_contract",
@@ -227,10 +232,24 @@ def other_golden(rows: int) -> bytes:
     return artifact_bytes(_model(_other_tensors(rows), head), contract_from_json(canonical(document))[0])
 
 
+GOLDEN_CAMERA = Camera(5, 7, "bgr")
+
+
+def camera_model() -> bytes:
+    """Return the model with the camera part before it."""
+    p = replace(golden_contract().preprocessing, camera=GOLDEN_CAMERA)
+    return bytes(attach_camera(load_model_from_string(golden_model()), p).SerializeToString(deterministic=True))
+
+
+def camera_golden() -> bytes:
+    """Return the artifact as one for a camera, without probes."""
+    contract = golden_contract()
+    p = replace(contract.preprocessing, camera=GOLDEN_CAMERA)
+    return artifact_bytes(camera_model(), replace(contract, preprocessing=p, probes=()))
+
+
 def remade() -> str:
     """Return GOLDEN_TEXT with the digests and the probe's outputs that the model gives now."""
-    import dataclasses
-
     from grood_edge.ort import open_ort
     from grood_edge.probes import decode_png
 
@@ -238,10 +257,10 @@ def remade() -> str:
     frame = decode_png(contract.probes[0].png, contract.preprocessing)
     found = {name: value[0].tolist() for name, value in open_ort(golden_model()).run({"image": frame[None]}).items()}
     outputs = {name: found[name] for name in ("class_id", "p_value", "is_ood", "valid")}
-    probe = dataclasses.replace(
+    probe = replace(
         contract.probes[0], **outputs, ood_score=round(found["ood_score"], 6),
         logits=tuple(round(value, 6) for value in found["logits"]),
     )  # fmt: skip
-    data = artifact_bytes(golden_model(), dataclasses.replace(contract, probes=(probe,)))
+    data = artifact_bytes(golden_model(), replace(contract, probes=(probe,)))
     (last,) = list(top_level(data))[-1:]
     return last[1][last[1].index(b"{") :].decode()

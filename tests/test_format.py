@@ -29,6 +29,7 @@ from tests.golden import (
     KEY,
     SCHEMA,
     VALIDATOR,
+    camera_golden,
     canonical,
     golden,
     golden_contract,
@@ -112,16 +113,25 @@ def preprocessed_by_the_book(frame: np.ndarray, p: dict[str, Any]) -> np.ndarray
     pixels = np.repeat(pixels, p["channels"] // pixels.shape[2], axis=2)
     h, w = pixels.shape[:2]
     top, bottom, left, right = 0.0, float(h), 0.0, float(w)
+    out_h, out_w = p["height"], p["width"]
     if p["crop"] == "center":
         h2, w2 = p["short_side"] * h // min(h, w), p["short_side"] * w // min(h, w)
         y, x = round((h2 - p["height"]) / 2), round((w2 - p["width"]) / 2)
         top, bottom = y * (h / h2), min(h, (y + p["height"]) * (h / h2))
         left, right = x * (w / w2), min(w, (x + p["width"]) * (w / w2))
+    if p["crop"] == "letterbox" and h * out_w > w * out_h:
+        out_w = max(1, math.floor((2 * w * out_h + h) / (2 * h)))
+    elif p["crop"] == "letterbox":
+        out_h = max(1, math.floor((2 * h * out_w + w) / (2 * w)))
     columns_last = bottom - top > 100 * (right - left)
     for axis in (0, 1) if columns_last else (1, 0):
-        lo, hi, out = ((top, bottom, p["height"]), (left, right, p["width"]))[axis]
+        lo, hi, out = ((top, bottom, out_h), (left, right, out_w))[axis]
         pixels = resampled(pixels.swapaxes(0, axis), lo, hi, out, p["filter"]).swapaxes(0, axis)
-    return pixels
+    page = np.zeros((p["height"], p["width"], p["channels"]), np.uint8)
+    page[:] = [min(255, max(0, math.floor(value + 0.5))) for value in p["mean"]]
+    y, x = (p["height"] - out_h) // 2, (p["width"] - out_w) // 2
+    page[y : y + out_h, x : x + out_w] = pixels
+    return page
 
 
 def decided_by_the_book(
@@ -205,9 +215,9 @@ def test_scores_and_decisions_by_the_book(which: str) -> None:
 @pytest.mark.parametrize("kind", ["nearest", "bilinear", "bicubic", "lanczos"])
 def test_preprocessing_by_the_book(kind: str) -> None:
     rng = np.random.default_rng(0)
-    for crop, short_side in (("stretch", None), ("center", 37)):
+    for crop, short_side in (("stretch", None), ("center", 37), ("letterbox", None)):
         for channels, shape in ((1, (333, 211, 3)), (3, (47, 61)), (3, (19, 200, 3)), (1, (700, 5, 1)), (3, (1, 1, 3))):
-            p = Preprocessing("custom", 32, 24, channels, kind, crop, short_side, (0.0,) * channels, (1.0,) * channels)  # type: ignore[arg-type]
+            p = Preprocessing("custom", 32, 24, channels, kind, crop, short_side, (9.5,) * channels, (1.0,) * channels)  # type: ignore[arg-type]
             frame = rng.integers(0, 256, shape, dtype=np.uint8)
             expected = preprocessed_by_the_book(frame, vars(p)).astype(int)
             difference = np.abs(preprocess_frame(frame, p) - expected).max()
@@ -246,6 +256,7 @@ def shape_of(text: str, symbols: dict[str, Any]) -> list[Any]:
 def symbols_of(contract: Contract) -> dict[str, Any]:
     p, calibration, classes = contract.preprocessing, contract.calibration, len(contract.classes)
     sizes = {"H": p.height, "W": p.width, "C": p.channels, "K": classes, "n": calibration.n}
+    sizes |= dict(zip(("Hi", "Wi", "Ci"), p.input_shape, strict=True))
     sizes |= {"P": contract.prototype_count, "g": len(calibration.class_sizes) or 1}
     sizes["e"] = contract.classifier.dimension if contract.space == "features" else classes
     return {"N": "N", **sizes, "d": contract.classifier.dimension, "m": contract.bank.rows}
@@ -255,6 +266,7 @@ HAND_MADE: dict[str, Callable[[], bytes]] = {
     "golden": golden,
     "float32-bank": lambda: other_golden(3),
     "no-bank": lambda: other_golden(0),
+    "camera": camera_golden,
 }
 
 
@@ -338,7 +350,7 @@ def test_metadata_is_that_of_the_page(artifact: bytes) -> None:
     assert list(found)[-1] == KEY
     assert [number for number, _ in top_level(artifact)][-len(found) :] == [14] * len(found)
     assert found["names"] == names_by_the_book(list(contract.classes))
-    assert found["imgsz"] == f"[{contract.preprocessing.height}, {contract.preprocessing.width}]"
+    assert found["imgsz"] == str(list(contract.preprocessing.input_shape[:2]))
     assert found["description"] == dict(row[0:3:2] for row in table("key", "value"))["description"]
 
 

@@ -33,6 +33,7 @@ from tests.golden import (
     GOLDEN_TEXT,
     KEY,
     VALIDATOR,
+    camera_model,
     canonical,
     golden,
     golden_contract,
@@ -74,9 +75,9 @@ def sealed(document: dict[str, Any] | None = None, model: bytes | None = None) -
     return with_text(canonical(bare | {"digests": digests}), model)
 
 
-def written(document: dict[str, Any]) -> bytes:
+def written(document: dict[str, Any], model: bytes | None = None) -> bytes:
     """Return an artifact with this contract as grood-edge itself writes it."""
-    return artifact_bytes(golden_model(), contract_from_json(canonical(document))[0])
+    return artifact_bytes(golden_model() if model is None else model, contract_from_json(canonical(document))[0])
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
@@ -223,6 +224,38 @@ on_model("initializer-as-input", "the graph has", lambda m: m.graph.input.append
 on_model("missing-output", "the graph has", lambda m: m.graph.output.pop() and None)
 on_model("other-output-type", "the graph has", lambda m: setattr(m.graph.output[5].type.tensor_type, "elem_type", 1))
 attack("other-input-size", "the graph has", lambda: written(changed("preprocessing.height", 3) | {"probes": []}))
+raw_frames = {"height": 5, "width": 7, "layout": "bgr"}
+of_camera = changed("preprocessing.camera", raw_frames) | {"probes": []}
+
+
+def on_camera(name: str, message: str, *nodes: onnx.NodeProto) -> None:
+    """Attack with more nodes in a graph that has a camera part, sealed again."""
+
+    def make() -> bytes:
+        model = onnx.load_model_from_string(camera_model())
+        model.graph.node.extend(nodes)
+        return written(of_camera, bytes(model.SerializeToString()))
+
+    attack(name, message, make)
+
+
+def without_its_part() -> bytes:
+    model = onnx.load_model_from_string(golden_model())
+    for dim, size in zip(model.graph.input[0].type.tensor_type.shape.dim[1:], (5, 7, 3), strict=True):
+        dim.dim_value = size
+    return written(of_camera, bytes(model.SerializeToString()))
+
+
+attack("camera-without-its-part", "'image' crosses the edge of the camera part", without_its_part)
+on_camera(
+    "camera-part-that-leaks", "'camera/float' crosses", helper.make_node("Neg", ["camera/float"], ["x"], name="x")
+)
+on_camera("image-read-twice", "'image' crosses", helper.make_node("Identity", ["image"], ["x"], name="classifier/x"))
+camera = "preprocessing.camera"
+on_contract("camera-too-large", "a camera of 16384x16384", camera, raw_frames | {"height": 16384, "width": 16384})
+on_contract("camera-of-no-size", "a camera of 0x7", camera, raw_frames | {"height": 0})
+attack("camera-of-another-filter", "the filter is bicubic",
+       lambda: sealed(of_camera | {"preprocessing": of_camera["preprocessing"] | {"filter": "bicubic"}}))  # fmt: skip
 on_model("huge-dims", "does not fit", set_dims(2**40))
 on_model("dims-that-overflow", "does not fit", set_dims(2**32, 2**32))
 on_model("negative-dims", "does not fit", set_dims(-1))

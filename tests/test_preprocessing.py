@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from grood_edge.arrays import Frame
 from grood_edge.errors import FrameError, UsageError
 from grood_edge.preprocessing import (
     PRESETS,
+    Camera,
     Preprocessing,
     PreprocessingOptions,
+    camera_frame,
+    placement_of,
     preprocess_frame,
     resolve_preprocessing,
 )
@@ -304,3 +308,81 @@ def test_options_that_contradict(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         resolve_preprocessing(options(**values), channels, size)
+
+
+def letterbox_rule(image: Image.Image, p: Preprocessing) -> np.ndarray:
+    """Scale until one side fits, the other rounded half up; paste in the middle, an odd pixel below or right."""
+    w, h = image.size
+    scale = min(Fraction(p.height, h), Fraction(p.width, w))
+    w2, h2 = (max(1, math.floor(side * scale + Fraction(1, 2))) for side in (w, h))
+    page = Image.new("RGB", (p.width, p.height), p.padding)
+    small = image.resize((w2, h), FILTERS[p.filter]).resize((w2, h2), FILTERS[p.filter])
+    page.paste(small, ((p.width - w2) // 2, (p.height - h2) // 2))
+    return np.asarray(page)
+
+
+@pytest.mark.parametrize("name", list(FILTERS))
+def test_letterbox_on_random_sizes(photos: list[Image.Image], name: Any) -> None:
+    rng = np.random.default_rng(2)
+    padded = 0
+    for i in range(60):
+        image = random_part(rng, photos[i % len(photos)], (40, 400)[i % 2])
+        height, width = (int(v) for v in rng.integers(1, 100, 2))
+        p = resolved(input_size=(height, width), filter=name, crop="letterbox")
+        found, expected = preprocess_frame(np.asarray(image), p), letterbox_rule(image, p)
+        assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1, (image.size, p)
+        padded += int((found[0, 0] == p.padding).all() and (found[-1, -1] == p.padding).all())
+    assert padded > 30
+
+
+def test_letterbox_pads_with_the_rounded_mean() -> None:
+    frame = np.full((10, 40, 3), 7, np.uint8)
+    p = resolved(input_size=(20, 20), crop="letterbox")
+    assert (p.short_side, p.padding) == (None, (124, 116, 104))
+    found = preprocess_frame(frame, p)
+    np.testing.assert_array_equal(found[7:12], 7)  # 5 of 20 rows, one fewer above than below
+    np.testing.assert_array_equal(found[:7], np.broadcast_to([124, 116, 104], (7, 20, 3)))
+    np.testing.assert_array_equal(found[12:], np.broadcast_to([124, 116, 104], (8, 20, 3)))
+    assert resolved(channels=1, input_size=(4, 4), crop="letterbox", mean=(0.5,), std=(0.5,)).padding == (128,)
+    assert resolved(channels=1, input_size=(4, 4), crop="letterbox", mean=(9.0,)).padding == (255,)
+    assert resolved(channels=1, input_size=(4, 4), crop="letterbox", mean=(-1.0,)).padding == (0,)
+
+
+def whole_frame_first(frame: np.ndarray, p: Preprocessing) -> np.ndarray:
+    """Resample columns of all rows, then rows, as was done before pixels beyond the filter's reach were left out."""
+    placement = placement_of(frame.shape[0], frame.shape[1], p)
+    rows, columns = placement.rows, placement.columns
+    size, resampling = (columns.out, rows.out), FILTERS[p.filter]
+    image = Image.fromarray(frame)
+    if rows.high - rows.low > 100 * (columns.high - columns.low):
+        between = image.resize((image.width, size[1]), resampling, box=(0, rows.low, image.width, rows.high))
+        return np.asarray(between.resize(size, resampling, box=(columns.low, 0, columns.high, size[1])))
+    between = image.resize((size[0], image.height), resampling, box=(columns.low, 0, columns.high, image.height))
+    return np.asarray(between.resize(size, resampling, box=(0, rows.low, size[0], rows.high)))
+
+
+@pytest.mark.parametrize("name", list(FILTERS))
+def test_pixels_that_do_not_count_change_no_bit(name: Any) -> None:
+    rng = np.random.default_rng(3)
+    for i in range(120):
+        height, width = (int(v) for v in rng.integers(1, (50, 600)[i % 2], 2))
+        frame = rng.integers(0, 256, (height, width, 3), np.uint8)
+        size = tuple(int(v) for v in rng.integers(1, 80, 2))
+        p = resolved(input_size=size, filter=name, resize=max(size) + int(rng.integers(0, 60)))
+        np.testing.assert_array_equal(preprocess_frame(frame, p), whole_frame_first(frame, p))
+
+
+def test_a_camera_changes_the_graphs_input_alone(photos: list[Image.Image]) -> None:
+    frame = np.asarray(photos[0].resize((64, 48)))
+    host = resolved(input_size=(20, 30), crop="letterbox")
+    p = resolved(input_size=(20, 30), crop="letterbox", camera=Camera(48, 64, "bgr"))
+    assert (host.input_shape, p.input_shape) == ((20, 30, 3), (48, 64, 3))
+    np.testing.assert_array_equal(preprocess_frame(frame, p), preprocess_frame(frame, host))
+    bgr, grey = Camera(48, 64, "bgr"), Camera(48, 64, "gray")
+    np.testing.assert_array_equal(camera_frame(frame, bgr, "rgb"), frame[..., ::-1])
+    assert np.shares_memory(camera_frame(frame, bgr, "bgr"), frame)
+    assert camera_frame(frame[..., 0], grey, "bgr").shape == (48, 64, 1)
+    with pytest.raises(FrameError, match=r"has shape \[47, 64, 3\]; expected \[48, 64, 3\].*--camera-size"):
+        camera_frame(frame[1:], bgr, "rgb")
+    with pytest.raises(FrameError, match=r"has shape \[48, 64, 3\]; expected \[48, 64, 1\]"):
+        camera_frame(frame, grey, "rgb")

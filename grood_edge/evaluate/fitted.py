@@ -11,7 +11,6 @@ from grood_edge.errors import DatasetError
 from grood_edge.evaluate.baselines import FitRows
 from grood_edge.evaluate.passes import BATCH_BYTES, BATCH_IMAGES
 from grood_edge.export.dataset import Sample, open_dataset
-from grood_edge.preprocessing import preprocess_frame
 from grood_edge.progress import Progress, silent
 from grood_edge.runtime.session import Session
 
@@ -37,7 +36,7 @@ def collect_fit(session: Session, data: str, seed: int = 0, progress: Progress =
     group: list[Sample] = []
     size = done = 0
     for sample in dataset.samples(lambda name, _: unreadable.append(name)):
-        pixels = preprocess_frame(sample.frame, contract.preprocessing).tobytes()
+        pixels = session.prepare(sample.frame).tobytes()
         hashes.append(int.from_bytes(hashlib.blake2b(pixels, digest_size=8).digest(), "little"))
         group.append(sample)
         size += sample.frame.nbytes

@@ -13,7 +13,6 @@ from grood_edge.errors import DatasetError
 from grood_edge.evaluate.sets import LEAST_IMAGES, FolderSet
 from grood_edge.images import UNREADABLE_LIMIT, UnreadableImageError, load_image, name_some
 from grood_edge.outputs import Outputs
-from grood_edge.preprocessing import preprocess_frame
 from grood_edge.progress import Progress, silent
 from grood_edge.runtime.session import Session
 
@@ -121,7 +120,6 @@ def score_set(
     kept: list[int] = []
     hashes = array("Q")
     recorder = Recorder(session, others)
-    preprocessing = session.contract.preprocessing
 
     def frames() -> Iterator[Frame]:
         for index, path in enumerate(images.paths):
@@ -130,7 +128,7 @@ def score_set(
             except UnreadableImageError as error:
                 unreadable.append((str(path), str(error)))
                 continue
-            pixels = preprocess_frame(frame, preprocessing).tobytes()
+            pixels = session.prepare(frame).tobytes()
             hashes.append(int.from_bytes(hashlib.blake2b(pixels, digest_size=8).digest(), "little"))
             kept.append(index)
             yield frame

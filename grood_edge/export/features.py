@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from grood_edge.arrays import Flags, Frames, InputFrame, Labels
+from grood_edge.camera_part import prepared_frame
 from grood_edge.errors import ClassifierError, DatasetError
 from grood_edge.export.dataset import Dataset, Sample, restart_of
 from grood_edge.export.kept_frames import KEPT_BYTES, KEPT_FRAMES, CheckSamples, KeptFrames
@@ -23,7 +24,7 @@ from grood_edge.export.spool import BatchShape, Spool, SpooledBatch, SpoolPlan, 
 from grood_edge.export.table import FeatureTable, Gatherer, merged, rows_of
 from grood_edge.images import UNREADABLE_LIMIT, name_some
 from grood_edge.ort import OrtModel
-from grood_edge.preprocessing import Preprocessing, preprocess_frame
+from grood_edge.preprocessing import Preprocessing
 from grood_edge.progress import Progress, silent
 
 __all__ = [
@@ -73,7 +74,7 @@ class Reading:
     hold_out: every fifth image of a class goes to `held_out`. space: the graph's output that is kept as features.
     max_rows: rows kept, of fit images and of held-out ones each. stratified: fit rows cover the classes as evenly as
     they can; False keeps a uniform sample, which calibration needs (held-out rows always are one). spool: None keeps
-    nothing on disk.
+    nothing on disk. camera: the open camera part of the graph, through which frames of the camera go.
     """
 
     preprocessing: Preprocessing
@@ -85,6 +86,7 @@ class Reading:
     max_rows: int = DEFAULT_ROWS
     stratified: bool = True
     spool: SpoolPlan | None = None
+    camera: OrtModel | None = None
 
     def for_calibration(self) -> "Reading":
         """Return how separate calibration images are read: a uniform sample, nothing held out, a spool of its own."""
@@ -260,7 +262,7 @@ def _batches(
                 f"{sample.name} has label {sample.label}, but the classifier has {reading.class_count} classes"
             )
         check.offer(sample)
-        frames.append(preprocess_frame(sample.frame, reading.preprocessing))
+        frames.append(prepared_frame(sample.frame, reading.preprocessing, reading.camera))
         group.append(replace(sample, frame=frames[-1]))
         if len(group) == size:
             yield group, np.stack(frames)

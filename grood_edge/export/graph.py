@@ -22,7 +22,10 @@ _CLASSIFIER = "classifier/"
 
 
 def base_model(classifier: ClassifierGraph, preprocessing: Preprocessing) -> ModelProto:
-    """Return the graph without the head: `image` uint8 `[N, h, w, c]` to `features` `[N, d]` and `logits` `[N, k]`."""
+    """Return the graph without the head: `image` uint8 `[N, h, w, c]` to `features` `[N, d]` and `logits` `[N, k]`.
+
+    `image` is the classifier's input as `preprocess_frame` makes it, of a camera as well: see `camera.attach_camera`.
+    """
     inner = compose.add_prefix(classifier.model, _CLASSIFIER)
     batch: int | str = "N" if classifier.dynamic_batch else 1
     nodes, constants, prepared = _preprocessing_nodes(classifier, preprocessing)

@@ -5,10 +5,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from grood_edge.arrays import InputFrame
+from grood_edge.arrays import Frame, InputFrame
+from grood_edge.camera_part import simulated_frame
 from grood_edge.contract_reader import MAX_PROBES, MAX_TEXT, is_plain_name
 from grood_edge.errors import DatasetError, OutputError, UsageError
 from grood_edge.export.calibration import Promise
+from grood_edge.export.camera import camera_model
 from grood_edge.export.classifier import ClassifierGraph, ClassifierOptions, load_classifier
 from grood_edge.export.dataset import Dataset, LabelSource, open_dataset, restart_of
 from grood_edge.export.features import DEFAULT_ROWS, MAX_ROWS, Reading
@@ -17,6 +19,7 @@ from grood_edge.export.mixup import FEATURES
 from grood_edge.export.ood_prototype import AUTO, source_names
 from grood_edge.export.spool import check_spool_folder
 from grood_edge.images import UnreadableImageError, find_images, load_image
+from grood_edge.ort import OrtModel, open_ort
 from grood_edge.preprocessing import (
     PRESETS,
     Preprocessing,
@@ -87,7 +90,7 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class Inputs:
-    """All that the user handed in, opened and checked before any long work."""
+    """All that the user handed in, opened and checked before any long work; `camera` is that part of the graph."""
 
     dataset: Dataset
     calibration_data: Dataset | None
@@ -95,6 +98,7 @@ class Inputs:
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     probe_frames: list[tuple[str, InputFrame]]
+    camera: OrtModel | None
 
 
 def open_inputs(model: Any, data: Any, options: ExportOptions, progress: Progress) -> Inputs:
@@ -130,7 +134,10 @@ def open_inputs(model: Any, data: Any, options: ExportOptions, progress: Progres
         options.preprocessing, classifier.channels, (classifier.height, classifier.width)
     )
     probe_frames = _probe_frames(options.probes, preprocessing)
-    return Inputs(dataset, calibration_data, classifier, classes, preprocessing, probe_frames)
+    camera = None
+    if preprocessing.camera is not None:
+        camera = open_ort(camera_model(preprocessing).SerializeToString())
+    return Inputs(dataset, calibration_data, classifier, classes, preprocessing, probe_frames, camera)
 
 
 def reopened(data: Any, options: ExportOptions) -> Dataset:
@@ -148,6 +155,7 @@ def reading_of(inputs: Inputs, options: ExportOptions, hold_out: bool) -> Readin
         allow_unreadable=options.allow_unreadable,
         space=options.space,
         max_rows=options.max_bank_source,
+        camera=inputs.camera,
     )
 
 
@@ -238,6 +246,12 @@ def _probe_frames(folder: Path | None, preprocessing: Preprocessing) -> list[tup
         return synthetic_frames(preprocessing)
     try:
         paths = find_images(folder)[:MAX_PROBES]
-        return [(path.name, preprocess_frame(load_image(path), preprocessing)) for path in paths]
+        return [(path.name, _graph_frame(load_image(path), preprocessing)) for path in paths]
     except UnreadableImageError as error:
         raise DatasetError(f"a probe image in {folder} cannot be read: {error}") from error
+
+
+def _graph_frame(frame: Frame, preprocessing: Preprocessing) -> InputFrame:
+    if preprocessing.camera is not None:
+        return simulated_frame(frame, preprocessing.camera)
+    return preprocess_frame(frame, preprocessing)

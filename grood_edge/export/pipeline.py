@@ -15,6 +15,7 @@ from grood_edge.arrays import Frames, Logits
 from grood_edge.artifact import artifact_bytes
 from grood_edge.conformal import DecisionRule
 from grood_edge.contract import Classifier, Contract
+from grood_edge.export.camera import attach_camera
 from grood_edge.export.classifier import ClassifierGraph
 from grood_edge.export.diagnosis import require_plausible_classes, require_plausible_preprocessing
 from grood_edge.export.fit import Passes, calibrated, coverage_warnings, fit_statistics, read_passes
@@ -48,6 +49,7 @@ from grood_edge.export.verify import (
     Verification,
     reopen,
     require_equal_logits,
+    require_equal_resize,
     require_equal_scores,
     run_frames,
     verification_frames,
@@ -132,14 +134,15 @@ def export_model(
         probes=(),
     )
     progress("verifying", 0, None)
-    contract, verification = _verified(whole, contract, inputs, passes)
+    finished = _with_camera(whole, inputs.preprocessing)
+    contract, verification = _verified(whole, finished, contract, inputs, passes)
     progress("verifying", 1, 1)
-    publish(artifact_bytes(whole, contract), out, options.force, check=reopen)
+    publish(artifact_bytes(finished, contract), out, options.force, check=reopen)
     if options.spool is not None:
         remove_spools(options.spool)
     unreadable = passes.unreadable() + tuple(entry for source in sources for entry in source.unreadable)
     notes = passes.fit.notes + (passes.calibration.notes if passes.calibration is not None else ())
-    warnings = chosen.warnings + notes + coverage_warnings(passes, inputs.classes) + _tensorrt_warnings(whole)
+    warnings = chosen.warnings + notes + coverage_warnings(passes, inputs.classes) + _tensorrt_warnings(finished)
     return ExportReport(out, contract, verification, unreadable, warnings, chosen.speeds)
 
 
@@ -176,12 +179,26 @@ def _read_passes(inputs: Inputs, bare: OrtModel, options: ExportOptions, graph: 
     return passes
 
 
-def _verified(whole: bytes, contract: Contract, inputs: Inputs, passes: Passes) -> tuple[Contract, Verification]:
-    """Record the probes, and hold the graph against its definition and against the bare classifier."""
+def _with_camera(whole: bytes, preprocessing: Preprocessing) -> bytes:
+    """Put the camera part before the graph, where a camera was asked for."""
+    if preprocessing.camera is None:
+        return whole
+    model = attach_camera(load_model_from_string(whole), preprocessing)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _verified(
+    whole: bytes, finished: bytes, contract: Contract, inputs: Inputs, passes: Passes
+) -> tuple[Contract, Verification]:
+    """Record the probes, and hold the graph against its definition and against the bare classifier.
+
+    whole: the graph of prepared frames. finished: the same, or with the camera part before it.
+    """
     session = open_ort(whole)
+    published = session if finished is whole else open_ort(finished)
     probes = make_probes(
         inputs.probe_frames,
-        lambda frames: run_frames(session, frames, len(frames)),
+        lambda frames: run_frames(published, frames, len(frames)),
         contract,
         head_from_model(whole),
     )
@@ -192,6 +209,7 @@ def _verified(whole: bytes, contract: Contract, inputs: Inputs, passes: Passes) 
     half = inputs.classifier.input_type == TensorProto.FLOAT16
     tolerance = HALF_LOGIT_TOLERANCE if half else LOGIT_TOLERANCE
     logit_error = require_equal_logits(run_frames(session, frames, 1), expected, tolerance)
+    require_equal_resize(finished, inputs.preprocessing, passes.fit.check_samples, tolerance)
     return contract, replace(verification, largest_logit_error=logit_error)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from grood_edge.artifact import Artifact, artifact_bytes, read_artifact
+from grood_edge.camera_part import open_camera, prepared_model
 from grood_edge.contract import MAX_SKETCH, Contract, Fit, OodPrototype, Probe, encode_array
 from grood_edge.errors import DatasetError
 from grood_edge.export.calibration import Promise
@@ -91,7 +92,7 @@ def recalibrate(
     dataset = open_dataset(
         data, "predicted" if options.threshold_only else options.labels, before.classes, options.seed
     )
-    model = open_ort(artifact.model)
+    model = open_ort(prepared_model(artifact.model, before.preprocessing))
     refit = not options.threshold_only
     reading = Reading(
         before.preprocessing,
@@ -101,6 +102,7 @@ def recalibrate(
         allow_unreadable=options.allow_unreadable,
         space=before.space,
         stratified=refit,
+        camera=open_camera(artifact.model, before.preprocessing),
     )
     passes = read_passes(dataset, None, model, reading, progress)
     _require_new_images(artifact, passes)
@@ -115,6 +117,8 @@ def recalibrate(
     session = open_ort(stored)
     contract = replace(contract, probes=_again(session, contract, head_from_model(stored)))
     frames = verification_frames(passes.fit.check_samples, before.preprocessing)
+    if before.preprocessing.camera is not None:
+        session = open_ort(prepared_model(stored, before.preprocessing))
     verification = require_equal_scores(session, stored, contract, frames)
     publish(artifact_bytes(stored, contract), target, options.force or out is None, check=reopen)
     return RecalibrateReport(target, before, contract, verification, passes.fit.unreadable, _warnings(before))

@@ -1,18 +1,20 @@
 """Nothing is published before this: the artifact's own outputs against the classifier and against the definition."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from grood_edge.arrays import Features64, Flags, Frames, Logits, Scores64
+from grood_edge.arrays import Features64, Flags, Frame, Frames, Logits, Scores64
 from grood_edge.artifact import read_artifact
+from grood_edge.camera_part import PREPARED, open_camera, prepared_model, simulated_frame
 from grood_edge.contract import Contract
 from grood_edge.errors import VerificationError
 from grood_edge.export.dataset import Sample
 from grood_edge.ort import OrtModel, open_ort
 from grood_edge.outputs import Outputs, outputs_from_arrays, select_rows
-from grood_edge.preprocessing import Preprocessing, preprocess_frame
+from grood_edge.preprocessing import Camera, Preprocessing, preprocess_frame
 from grood_edge.probes import synthetic_frames
 from grood_edge.scoring import MIN_RELATIVE_GAP, Head, SeenBank, nearest_rows
 from grood_edge.stored_head import head_from_model
@@ -23,12 +25,15 @@ __all__ = [
     "Verification",
     "reopen",
     "require_equal_logits",
+    "require_equal_resize",
     "require_equal_scores",
     "run_frames",
     "verification_frames",
 ]
 
 VERIFIED_FRAMES = 48
+CAMERA_FRAMES = 8  # real ones, enlarged to the camera's size; a raw frame is a hundred times larger
+RESIZE_TOLERANCE = 1  # grey levels between the graph's resize and the host's
 
 LOGIT_TOLERANCE = 1e-5  # relative to the largest logit: float32, one more fusion at the first convolution
 HALF_LOGIT_TOLERANCE = 5e-3  # the same for a float16 classifier: 11 bits, rounded in other places after other fusions
@@ -99,6 +104,52 @@ def require_equal_scores(model: OrtModel, stored: bytes, contract: Contract, fra
             "classifier"
         )
     return Verification(len(frames), 0.0, largest, compared, flips)
+
+
+def require_equal_resize(
+    model: bytes, preprocessing: Preprocessing, samples: tuple[Sample, ...], tolerance: float = LOGIT_TOLERANCE
+) -> None:
+    """Hold the graph's own resize against the host's, on raw frames of the camera, and what follows it as well.
+
+    Some real frames brought to the camera's size, a black, a white and a noisy one: the pixels are within one grey
+    level, and the whole graph's logits are those of the graph without its camera part on the same pixels.
+
+    Raises:
+        VerificationError: a pixel or a logit differs by more, or a frame's pixels depend on the batch.
+    """
+    camera, raw = open_camera(model, preprocessing), preprocessing.camera
+    if camera is None or raw is None:
+        return
+    whole, prepared = open_ort(model), open_ort(prepared_model(model, preprocessing))
+    before: tuple[Frames, Frames] | None = None
+    for rgb in _camera_frames(raw, samples):
+        frame = simulated_frame(rgb, raw)[None]
+        pixels = camera.run({"image": frame})[PREPARED]
+        _require_pixels(pixels[0], preprocess_frame(rgb, preprocessing))
+        expected = run_frames(prepared, pixels.astype(np.uint8), 1)
+        require_equal_logits(run_frames(whole, frame, 1), expected.logits, tolerance)
+        if before is not None and camera.batch(2) == 2:
+            both = camera.run({"image": np.concatenate([before[0], frame])})[PREPARED]
+            _require_pixels(both, np.concatenate([before[1], pixels]))
+        before = frame, pixels
+
+
+def _camera_frames(camera: Camera, samples: tuple[Sample, ...]) -> Iterator[Frame]:
+    """Yield raw frames of the camera's size: RGB, or grey for a grey camera; one at a time."""
+    rgb = replace(camera, layout="gray" if camera.layout == "gray" else "rgb")
+    yield from (simulated_frame(sample.frame, rgb) for sample in samples[:CAMERA_FRAMES])
+    yield from (np.full(rgb.shape, level, np.uint8) for level in (0, 255))
+    yield np.random.default_rng(0).integers(0, 256, rgb.shape, np.uint8)
+
+
+def _require_pixels(found: np.ndarray, host: np.ndarray) -> None:
+    error = np.abs(found.astype(np.float64) - host).max()
+    if not error <= RESIZE_TOLERANCE or (found != np.rint(found)).any():
+        raise VerificationError(
+            f"the graph's resize of a camera frame differs from the host's by up to {error:.2f} grey levels (at most "
+            f"{RESIZE_TOLERANCE} whole level is accepted); nothing was written. Export without --camera-size, and "
+            "please report this with the camera's size"
+        )
 
 
 @dataclass(frozen=True)
@@ -173,11 +224,12 @@ def run_frames(model: OrtModel, frames: Frames, batch: int) -> Outputs:
 def verification_frames(samples: tuple[Sample, ...], preprocessing: Preprocessing) -> Frames:
     """Return some real frames, preprocessed, the same ones mirrored, and the synthetic ones: uint8 `[n, h, w, c]`.
 
-    The real ones often are bank rows, of which no score can be compared; their mirror images are not.
+    They are the classifier's input, of a camera as well. The real ones often are bank rows, of which no score can be
+    compared; their mirror images are not.
     """
     real = [preprocess_frame(sample.frame, preprocessing) for sample in samples[: VERIFIED_FRAMES // 2]]
     mirrored = [frame[:, ::-1] for frame in real]
-    return np.stack([*real, *mirrored, *(frame for _, frame in synthetic_frames(preprocessing))])
+    return np.stack([*real, *mirrored, *(frame for _, frame in synthetic_frames(replace(preprocessing, camera=None)))])
 
 
 def reopen(path: Path) -> None:

@@ -12,19 +12,13 @@ from grood_edge.arrays import InputFrame
 from grood_edge.errors import FrameError
 from grood_edge.preprocessing import Camera, Preprocessing, preprocess_frame
 
-__all__ = ["Color", "array_view", "graph_shape", "write_frame"]
+__all__ = ["Color", "array_view", "write_frame"]
 
 Color = Literal["rgb", "bgr"]
 
 # https://dmlc.github.io/dlpack/latest/c_api.html: DLDeviceType
 _HOST_DEVICES = (1, 3, 11)  # memory of the CPU, also where it is pinned for CUDA or ROCm
 _DEVICE_NAMES = {2: "CUDA", 8: "Metal", 10: "ROCm", 13: "CUDA (managed memory)"}
-
-
-def graph_shape(preprocessing: Preprocessing) -> tuple[int, int, int]:
-    """Return height, width and channels of the frames that the graph takes."""
-    p = preprocessing
-    return (p.height, p.width, p.channels) if p.camera is None else p.camera.shape
 
 
 def array_view(frame: object) -> np.ndarray:

@@ -13,7 +13,6 @@ from grood_edge.errors import BackendError
 from grood_edge.ort import PROFILE, OrtModel, open_ort
 from grood_edge.outputs import OUTPUT_NAMES, Outputs, concatenated, outputs_from_arrays
 from grood_edge.runtime.backend import FreshLane, Lane
-from grood_edge.runtime.frames import graph_shape
 
 __all__ = ["OnnxRuntimeBackend"]
 
@@ -29,8 +28,9 @@ class OnnxRuntimeBackend:
 
     def __init__(self, artifact: Artifact, provider: str = "cpu", threads: int | None = None) -> None:
         self.provider = provider
-        self._shape = graph_shape(artifact.contract.preprocessing)
-        self._model: OrtModel | None = open_ort(artifact.model, provider, threads)
+        model = open_ort(artifact.model, provider, threads)
+        self._model: OrtModel | None = model
+        self._shape = tuple(model.inputs["image"][1:])
         self._idle: deque[_BoundLane] = deque(maxlen=MOST_IDLE)  # a further one pushes out the oldest
         self._lock = threading.Lock()
 

@@ -14,7 +14,6 @@ import numpy as np
 from grood_edge.arrays import Frame, InputFrame
 from grood_edge.errors import DatasetError, MissingExtraError, UsageError
 from grood_edge.images import UNREADABLE_LIMIT, UnreadableImageError, find_images, load_image, name_some, open_npz
-from grood_edge.preprocessing import Preprocessing, preprocess_frame
 from grood_edge.progress import Progress, silent
 from grood_edge.publishing import published
 from grood_edge.runtime.session import Session
@@ -86,7 +85,7 @@ def score_images(
     unreadable: list[tuple[str, str]] = []
     classes: Counter[str] = Counter()
     flagged = invalid = done = 0
-    for names, frames in _batches(parts, session.contract.preprocessing, batch_size, unreadable):
+    for names, frames in _batches(parts, session, batch_size, unreadable):
         for row in _rows(session, names, frames, explain):
             write(row)
             flagged += row.is_ood
@@ -140,7 +139,7 @@ def _open_source(source: str | Path) -> Source:
 
 
 def _batches(
-    parts: list[Source], preprocessing: Preprocessing, size: int, unreadable: list[tuple[str, str]]
+    parts: list[Source], session: Session, size: int, unreadable: list[tuple[str, str]]
 ) -> Iterator[tuple[list[str], list[InputFrame]]]:
     """Load and resize at once: a batch of full camera frames would be a hundred times larger."""
     names: list[str] = []
@@ -148,7 +147,7 @@ def _batches(
     for _, images in parts:
         for name, load in images:
             try:
-                frames.append(preprocess_frame(load(), preprocessing))
+                frames.append(session.prepare(load()))
             except UnreadableImageError as error:
                 unreadable.append((name, str(error)))
                 continue

@@ -124,11 +124,11 @@ def _verified(name: str, backend: Backend, artifact: Artifact, reference: Backen
 
 
 def _milliseconds(backend: Backend, artifact: Artifact) -> tuple[float, ...]:
-    p = artifact.contract.preprocessing
+    shape = artifact.contract.preprocessing.input_shape
     sizes = (1,) if artifact.contract.classifier.batch == "1" else (1, BATCH)
     medians = []
     for size in sizes:
-        frames = np.random.default_rng(0).integers(0, 256, (size, p.height, p.width, p.channels)).astype(np.uint8)
+        frames = np.random.default_rng(0).integers(0, 256, (size, *shape)).astype(np.uint8)
         times = []
         for _ in range(WARM_UP + RUNS):
             start = time.perf_counter()

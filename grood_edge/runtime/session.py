@@ -2,23 +2,25 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
-from grood_edge.arrays import Flags, Frames
+from grood_edge.arrays import Flags, Frames, InputFrame
 from grood_edge.artifact import Artifact, read_artifact
+from grood_edge.camera_part import open_camera, prepared_frame, prepared_model
 from grood_edge.contract import Contract
 from grood_edge.errors import ArtifactError, BackendError, FrameError, UsageError
+from grood_edge.ort import OrtModel
 from grood_edge.outputs import Outputs, concatenated
 from grood_edge.progress import Progress, silent
 from grood_edge.runtime.backend import Backend, FreshLane, Lane, LendingBackend
 from grood_edge.runtime.choose import BackendName, Choice, Chosen, choose_backend
 from grood_edge.runtime.decisions import class_thresholds, is_alarm
 from grood_edge.runtime.explain import Reason, reasons
-from grood_edge.runtime.frames import Color, graph_shape, write_frame
+from grood_edge.runtime.frames import Color, array_view, write_frame
 from grood_edge.scoring import Head
 from grood_edge.stored_head import head_from_model
 
@@ -42,14 +44,14 @@ class Verdict:
     reason: Reason | None = None
 
 
-def require_usable(contract: Contract, alpha: float | None, color: str) -> None:
+def require_usable(contract: Contract, alpha: float | None, color: str | None) -> None:
     """Find out what a session would refuse.
 
     Raises:
         UsageError: another channel order than `rgb` or `bgr`.
         CalibrationError: the calibration set cannot carry `alpha`.
     """
-    if color not in ("rgb", "bgr"):
+    if color not in (None, "rgb", "bgr"):
         raise UsageError(f"color is {color!r}; expected 'rgb' or 'bgr', the channel order of the frames")
     contract.calibration.rule(len(contract.classes), alpha)
 
@@ -67,8 +69,9 @@ class Session:
         artifact: Artifact,
         backend: Backend,
         alpha: float | None = None,
-        color: Color = "rgb",
+        color: Color | None = None,
         load_head: Callable[[], Head] | None = None,
+        camera: OrtModel | None = None,
     ) -> None:
         require_usable(artifact.contract, alpha, color)
         self.contract: Contract = artifact.contract
@@ -80,8 +83,11 @@ class Session:
         self._thresholds = class_thresholds(self.rule)
         self._load_head = load_head or (lambda: head_from_model(artifact.model))
         self._head: Head | None = None
-        self._color = color
-        self._shape = graph_shape(artifact.contract.preprocessing)
+        p = artifact.contract.preprocessing
+        own: Color = "bgr" if p.camera is not None and p.camera.layout == "bgr" and camera is None else "rgb"
+        self._color: Color = color or own
+        self._camera = camera  # there: the backend takes prepared frames, and frames may have any size
+        self._shape = p.input_shape if camera is None else (p.height, p.width, p.channels)
         self._single = artifact.contract.classifier.batch == "1"
         self._lending = backend if isinstance(backend, LendingBackend) else None
 
@@ -96,7 +102,7 @@ class Session:
             BackendError: the device failed.
         """
         with self._lane(1) as lane:
-            write_frame(frame, self.contract.preprocessing, self._color, lane.frames[0])
+            self._write(frame, lane.frames[0])
             return self.verdicts(lane.run(), explain)[0]
 
     def predict_batch(self, frames: Sequence[object] | np.ndarray, explain: bool = False) -> list[Verdict]:
@@ -111,7 +117,7 @@ class Session:
             return [self.predict(frame, explain) for frame in frames]
         with self._lane(len(frames)) as lane:
             for frame, target in zip(frames, lane.frames, strict=True):
-                write_frame(frame, self.contract.preprocessing, self._color, target)
+                self._write(frame, target)
             return self.verdicts(lane.run(), explain)
 
     def infer(self, frames: Sequence[object] | np.ndarray) -> Outputs:
@@ -124,8 +130,26 @@ class Session:
         _require_batch(frames)
         batch = np.empty((len(frames), *self._shape), np.uint8)
         for frame, target in zip(frames, batch, strict=True):
-            write_frame(frame, self.contract.preprocessing, self._color, target)
+            self._write(frame, target)
         return self.infer_prepared(batch)
+
+    def prepare(self, frame: object) -> InputFrame:
+        """Return one frame as the graph takes it: resized and cropped; of a camera's artifact the raw frame itself.
+
+        Raises:
+            FrameError: another dtype or shape; of a camera's artifact another size than the camera's.
+        """
+        target = np.empty(self._shape, np.uint8)
+        self._write(frame, target)
+        return target
+
+    def _write(self, frame: object, target: InputFrame) -> None:
+        if self._camera is None:
+            write_frame(frame, self.contract.preprocessing, self._color, target)
+            return
+        array = array_view(frame)
+        flipped = self._color == "bgr" and array.shape[2:] == (3,)
+        target[...] = prepared_frame(array[..., ::-1] if flipped else array, self.contract.preprocessing, self._camera)
 
     def infer_prepared(self, frames: Frames) -> Outputs:
         """Run frames that are already resized and cropped, uint8 `[n, height, width, channels]` of the graph's input.
@@ -216,9 +240,10 @@ def open_session(
     alpha: float | None = None,
     backend: BackendName | Backend = "onnxruntime",
     provider: str | None = None,
-    color: Color = "rgb",
+    color: Color | None = None,
     threads: int | None = None,
     trusted_engine: str | None = None,
+    any_size: bool = False,
     progress: Progress = silent,
 ) -> Session:
     """Open an artifact for scoring.
@@ -230,9 +255,12 @@ def open_session(
             `auto`, the first of tensorrt, tensorrt-rtx, onnxruntime on CUDA and on the CPU that works, with the reasons
             in `session.fallbacks`; or a backend of your own, such as a `ReplayBackend`.
         provider: of onnxruntime: `cpu` (None), `cuda` or `tensorrt-ep`; the one asked for runs, or an error.
-        color: channel order of the frames that will be given: `rgb`, or `bgr` as OpenCV delivers them.
+        color: channel order of the frames that will be given: `rgb`, or `bgr` as OpenCV delivers them. None is `rgb`, or
+            the order that an artifact was exported for with `--layout`.
         threads: CPU threads of onnxruntime; None leaves it to onnxruntime.
         trusted_engine: SHA-256 of an engine beside the artifact that another user or machine built.
+        any_size: with `backend="onnxruntime"`, take frames of other sizes than the camera's as well, when the artifact
+            was exported for a camera: they are resized on the host. For folders of images; a robot leaves it out.
         progress: called while an engine is built and verified.
 
     Raises:
@@ -244,20 +272,25 @@ def open_session(
     """
     artifact = read_artifact(Path(path))
     require_usable(artifact.contract, alpha, color)  # before an engine is built
+    digest = artifact.graph_digest
+    camera = None
+    if any_size and backend == "onnxruntime":
+        camera = open_camera(artifact.model, artifact.contract.preprocessing, threads)
+        artifact = replace(artifact, model=prepared_model(artifact.model, artifact.contract.preprocessing))
     if isinstance(backend, str):
         chosen = choose_backend(Path(path), artifact, Choice(backend, provider, threads, trusted_engine), progress)
     elif trusted_engine is not None:
         raise UsageError("trusted_engine has no use with a backend of your own: no engine is loaded; leave it out")
     else:
         chosen = Chosen(backend)
-    digest = artifact.graph_digest  # the bytes are let go: on a small device they are as large as the network
 
+    # The bytes are let go: on a small device they are as large as the network.
     def load_head() -> Head:
         again = read_artifact(Path(path))
         if again.graph_digest != digest:
             raise ArtifactError(f"{path} was replaced since the session was opened; open the session again")
         return head_from_model(again.model)
 
-    session = Session(artifact, chosen.backend, alpha, color, load_head)
+    session = Session(artifact, chosen.backend, alpha, color, load_head, camera)
     session.fallbacks = chosen.fallbacks
     return session

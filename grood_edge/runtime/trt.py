@@ -50,8 +50,7 @@ class TrtBackend:
             BackendError: TensorRT refuses the plan, it is not of this artifact, or the GPU's memory is full.
         """
         self.provider: str = api.family
-        p = contract.preprocessing
-        self._shape = (p.height, p.width, p.channels)
+        self._shape = contract.preprocessing.input_shape
         self._classes = len(contract.classes)
         self._rule = contract.calibration.rule(self._classes) if decide_on_host else None
         device.make_current()

@@ -119,15 +119,15 @@ def _tensor(api: TrtApi, engine: Any, name: str) -> EngineTensor:
 
 
 def _require_agreement(tensors: tuple[EngineTensor, ...], contract: Contract) -> None:
-    p = contract.preprocessing
+    shape = contract.preprocessing.input_shape
     rows: dict[str, tuple[int, ...]] = dict.fromkeys(OUTPUT_NAMES, ())
     rows |= {"logits": (len(contract.classes),), "features": (contract.classifier.dimension,)}
     found = {t.name: t.row for t in tensors if not t.is_input}
     inputs = [(t.name, t.dtype, t.row) for t in tensors if t.is_input]
-    if inputs != [("image", np.dtype(np.uint8), (p.height, p.width, p.channels))] or found != rows:
+    if inputs != [("image", np.dtype(np.uint8), shape)] or found != rows:
         raise BackendError(
             f"the engine is not one of this artifact: inputs {[(n, str(d), r) for n, d, r in inputs]}, outputs "
-            f"{found}; expected uint8 'image' {(p.height, p.width, p.channels)} and {rows}; {_REBUILD}"
+            f"{found}; expected uint8 'image' {shape} and {rows}; {_REBUILD}"
         )
     outputs_from_arrays({t.name: np.empty((0, *t.row), t.dtype) for t in tensors if not t.is_input})
 

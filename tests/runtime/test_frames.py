@@ -12,7 +12,7 @@ from PIL import Image
 from grood_edge.errors import FrameError
 from grood_edge.preprocessing import Camera, Preprocessing, preprocess_frame
 from grood_edge.runtime import open_session
-from grood_edge.runtime.frames import array_view, graph_shape, write_frame
+from grood_edge.runtime.frames import array_view, write_frame
 from grood_edge.runtime.selftest import MODEL
 from tests.without_hook import without_hook
 
@@ -27,7 +27,7 @@ def noise(*shape: int) -> np.ndarray:
 
 
 def written(frame: object, preprocessing: Preprocessing, color: Any = "rgb") -> np.ndarray:
-    target = np.full(graph_shape(preprocessing), 77, np.uint8)
+    target = np.full(preprocessing.input_shape, 77, np.uint8)
     write_frame(frame, preprocessing, color, target)
     return target
 
