@@ -1,9 +1,19 @@
 """Fixtures that many tests share: real digits, a network trained on them, and the artifact made of both."""
+# ruff: noqa: E402
 
 import signal
 from pathlib import Path
 
+# Whatever the package imports while jaxtyping's hook is at work is compiled anew: it looks for bytecode of its own.
+import beartype  # noqa: F401
+import onnx  # noqa: F401
 import pytest
+import sklearn.datasets  # noqa: F401
+import torch  # noqa: F401
+
+from tests import hook
+
+hook.install()
 
 from grood_edge.demo.images import DemoImages, write_images
 from grood_edge.demo.network import DigitNetwork, trained_network

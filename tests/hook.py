@@ -1,0 +1,62 @@
+"""The checks of the annotations, at less cost: functions without arrays are checked by beartype alone.
+
+jaxtyping's import hook decorates every function of the package. Its wrapper binds the arguments of each call to names
+and checks them twice, before and after, so that sizes of the same name agree; that cost more than half of the suite.
+Where no annotation holds an array there are no sizes, and beartype's own wrapper checks the same arguments and results.
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal, get_args, get_origin
+
+import jaxtyping
+
+_jaxtyped = jaxtyping.jaxtyped
+
+
+def install() -> None:
+    """Become the decorator that jaxtyping's hook puts on functions and classes; the package is imported after this."""
+    jaxtyping.jaxtyped = checked
+
+
+def checked(decorated: Any = None, *, typechecker: Callable[[Any], Any]) -> Any:
+    """Decorate as `jaxtyping.jaxtyped` does."""
+    if decorated is None:
+        return functools.partial(checked, typechecker=typechecker)
+    if inspect.isfunction(decorated) and not _may_have_sizes(decorated):
+        return _without_sizes(decorated, typechecker)
+    if dataclasses.is_dataclass(decorated) and inspect.isfunction(vars(decorated).get("__init__")):
+        decorated.__init__ = checked(decorated.__init__, typechecker=typechecker)
+        return decorated
+    return _jaxtyped(decorated, typechecker=typechecker)
+
+
+def _without_sizes(function: Callable[..., Any], typechecker: Callable[[Any], Any]) -> Callable[..., Any]:
+    strict = typechecker(function)
+    if strict is function:  # nothing is annotated
+        return function
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return (function if jaxtyping.config.jaxtyping_disable else strict)(*args, **kwargs)
+
+    return wrapped
+
+
+def _may_have_sizes(hint: Any) -> bool:
+    """Say whether an array is in a hint, or in those of a function; whatever is not surely another type may be one."""
+    if inspect.isfunction(hint):
+        return any(map(_may_have_sizes, hint.__annotations__.values()))
+    if isinstance(hint, list | tuple):  # parameters of a Callable
+        return any(map(_may_have_sizes, hint))
+    if get_origin(hint) is Literal:
+        return False
+    if inspect.isclass(hint) and issubclass(hint, jaxtyping.AbstractArray):
+        return True
+    parts = get_args(hint)
+    return any(map(_may_have_sizes, parts)) if parts else not (hint in _PLAIN or inspect.isclass(hint))
+
+
+_PLAIN = (None, Any, ...)
