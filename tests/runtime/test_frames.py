@@ -92,7 +92,7 @@ FORMS: dict[str, Callable[[np.ndarray], Any]] = {
     "torch": torch.from_numpy,
     "torch, channels first in memory": lambda a: torch.from_numpy(np.moveaxis(a, 2, 0).copy()).permute(1, 2, 0),
     "pillow": Image.fromarray,
-    "memoryview": memoryview,
+    "memoryview": lambda a: a.data,
 }
 
 
