@@ -162,14 +162,14 @@ def _db3_messages(file: Path, topic: str) -> Iterator[Entry]:
 def _mcap_topics(file: Path) -> dict[str, str]:
     """Return the topics from the summary at the end, or, in a recording that was cut off, from all records."""
     _require_mcap()
-    from mcap.reader import make_reader
+    from mcap.reader import SeekingReader
     from mcap.records import Channel, Schema
 
     with open(file, "rb") as opened:
         summary = None
         if file.stat().st_size > 0:
             try:
-                summary = make_reader(opened, record_size_limit=_MAX_BYTES).get_summary()
+                summary = SeekingReader(opened, record_size_limit=_MAX_BYTES).get_summary()
             except Exception:  # no whole end: the records are what there is
                 summary = None
         if summary is not None and summary.channels:
@@ -217,6 +217,7 @@ def _mcap_records(file: Path, forgiving: bool) -> Iterator[Any]:
                 if not isinstance(record, Chunk):
                     yield record
                     continue
+                whole: list[Any]
                 try:
                     whole = breakup_chunk(replace(record, compression="", data=_unpacked(record)), validate_crc=True)
                 except Exception as error:  # lz4, zstandard and struct each raise their own

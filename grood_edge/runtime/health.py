@@ -121,6 +121,6 @@ def _remember(memory: HealthMemory, image: np.ndarray) -> HealthMemory:
     total = (int(flat[:words].view(np.uint64).sum()) + int(flat[words:].sum())) % 2**64
     if total != memory.total or image.shape != memory.shape:
         return HealthMemory(image.shape, total)
-    crc = zlib.crc32(flat)
+    crc = zlib.crc32(flat.data)
     same = memory.crc is None or memory.crc == crc
     return HealthMemory(image.shape, total, crc, memory.repeats + 1 if same else 0)

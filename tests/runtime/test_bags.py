@@ -332,6 +332,12 @@ def test_mcap_compressions_with_and_without_summary(tmp_path: Path, compression:
     assert values(frames_of(open_source(str(path)))) == list(range(10))
 
 
+def test_with_a_summary_the_topics_cost_no_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = mcap_file(tmp_path / "x.mcap")
+    monkeypatch.setattr(bags, "_mcap_records", lambda *_, **__: pytest.fail("all records were read"))
+    assert open_source(str(path)).name == f"{path}:/camera"
+
+
 def test_mcap_without_chunks(tmp_path: Path) -> None:
     assert values(frames_of(open_source(str(mcap_file(tmp_path / "x.mcap", use_chunking=False))))) == list(range(10))
 
@@ -364,10 +370,9 @@ def test_a_damaged_chunk_is_a_frame_without_image(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("compression", ["LZ4", "ZSTD"])
 def test_a_chunk_that_unpacks_to_more_than_it_says_is_refused(tmp_path: Path, compression: str) -> None:
-    from mcap.records import Chunk
-
     import lz4.frame
     import zstandard
+    from mcap.records import Chunk
 
     pack: dict[str, Callable[[bytes], bytes]] = {"LZ4": lz4.frame.compress, "ZSTD": zstandard.compress}
     bomb = pack[compression](bytes(50_000_000))

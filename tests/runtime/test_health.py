@@ -28,7 +28,8 @@ def picture(rng: Generator, shape: tuple[int, ...] = (90, 120, 3)) -> np.ndarray
 
 
 def statuses(images: list[np.ndarray], rules: HealthRules = RULES) -> list[str]:
-    memory, found = HealthMemory(), []
+    memory = HealthMemory()
+    found: list[str] = []
     for image in images:
         memory, status = check_frame(rules, memory, captured(image), 0.0)
         found.append(status)

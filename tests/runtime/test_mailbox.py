@@ -161,7 +161,7 @@ def test_a_queue_would_break_that_bound() -> None:
 class Camera:
     """A camera that runs a script: a number of frames, then whatever `then` does."""
 
-    name, live, fps, color = "fake camera", True, None, "bgr"
+    name, live = "fake camera", True
 
     def __init__(self, frames: int, then: Callable[["Camera"], CapturedFrame | None], every: float = 0.0) -> None:
         self.color: Color = "bgr"

@@ -1,7 +1,9 @@
 """Which kind of source a text names, and the sources that need no device: image files, arrays, replays."""
 
+import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -90,8 +92,6 @@ def test_a_pattern_opens_no_image_sequence(images: Path) -> None:
 
 
 def test_no_fifo_is_opened(tmp_path: Path) -> None:
-    import os
-
     os.mkfifo(tmp_path / "pipe.mp4")
     with pytest.raises(SourceError, match="neither a file nor a folder"):
         open_source(str(tmp_path / "pipe.mp4"))
@@ -110,7 +110,7 @@ def test_no_images_is_a_dataset_error_in_python(tmp_path: Path) -> None:
 
 def test_an_iterator_keeps_times_and_reports_what_is_no_array() -> None:
     arrays = [np.zeros((4, 4), np.uint8), "text", np.ones((4, 4, 3), np.uint8)]
-    source = iterator_source(arrays, fps=10.0, color="bgr", name="mine")  # type: ignore[list-item]
+    source = iterator_source(iter(arrays), fps=10.0, color="bgr", name="mine")  # type: ignore[arg-type]
     frames = frames_of(source)
     assert (source.name, source.color, source.live) == ("mine", "bgr", False)
     assert [f.source_time for f in frames] == [0.0, 0.1, 0.2]
@@ -157,15 +157,16 @@ def test_closing_wakes_a_replay_that_waits() -> None:
 
 
 def test_a_source_is_released_once_and_never_while_it_is_read() -> None:
-    started, go_on, released = threading.Event(), threading.Event(), []
+    started, go_on = threading.Event(), threading.Event()
+    released: list[str] = []
 
-    def shots() -> object:
+    def shots() -> Iterator[Shot]:
         started.set()
         go_on.wait(10)
         released.append("still reading")
         yield Shot(None, None, "nothing")
 
-    source = StreamedSource("slow", shots(), release=lambda: released.append("released"))  # type: ignore[arg-type]
+    source = StreamedSource("slow", shots(), release=lambda: released.append("released"))
     reading = threading.Thread(target=source.read)
     reading.start()
     started.wait(5)
@@ -179,13 +180,14 @@ def test_a_source_is_released_once_and_never_while_it_is_read() -> None:
 
 
 def test_an_error_releases_the_source() -> None:
-    released = []
+    released: list[int] = []
 
-    def shots() -> object:
-        raise SourceError("gone")
-        yield
+    def shots(error: Exception) -> Iterator[Shot]:
+        yield Shot(None, None)
+        raise error
 
-    source = StreamedSource("bad", shots(), release=lambda: released.append(1))  # type: ignore[arg-type]
+    source = StreamedSource("bad", shots(SourceError("gone")), release=lambda: released.append(1))
+    assert source.read() is not None
     with pytest.raises(SourceError, match="gone"):
         source.read()
     assert (released, source.read()) == ([1], None)
