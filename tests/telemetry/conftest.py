@@ -89,7 +89,7 @@ def video() -> list[np.ndarray]:
 @pytest.fixture(scope="session")
 def photo() -> np.ndarray:
     """The astronaut, uint8 [512, 512, 3] RGB."""
-    image: np.ndarray = skimage.data.astronaut()
+    image: np.ndarray = skimage.data.astronaut()  # type: ignore[no-untyped-call]
     return image
 
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from grood_edge.errors import OutputError, UsageError
+from grood_edge.runtime.decision import StateName
 from grood_edge.runtime.stream import StreamVerdict
 from grood_edge.telemetry import alarm_frames
 from grood_edge.telemetry.alarm_frames import AROUND, AlarmFrames, open_alarm_frames
@@ -24,16 +25,11 @@ START = 1_000_000.0  # seconds of the monotonic clock
 
 def stream(video: list[np.ndarray], alarms: tuple[int, ...], frames: int = 40) -> Iterator[StreamVerdict]:
     """Frames that become UNKNOWN at each of `alarms`, for three frames."""
-    before = "KNOWN"
+    before: StateName = "KNOWN"
     for index in range(frames):
-        state = "UNKNOWN" if any(alarm <= index < alarm + 3 for alarm in alarms) else "KNOWN"
-        yield verdict_of(
-            index,
-            video[index % len(video)],
-            state,
-            changed=state != before,
-            captured=START + index / 25,  # type: ignore[arg-type]
-        )
+        state: StateName = "UNKNOWN" if any(alarm <= index < alarm + 3 for alarm in alarms) else "KNOWN"
+        image = video[index % len(video)]
+        yield verdict_of(index, image, state, changed=state != before, captured=START + index / 25)
         before = state
 
 

@@ -22,7 +22,8 @@ def _short_strip(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def drawn(image: np.ndarray | None, color: Color = "bgr", **options: object) -> np.ndarray:
-    return Overlay(AXIS, color).draw(verdict_of(0, image, **options)).copy()  # type: ignore[arg-type]
+    canvas = Overlay(AXIS, color).draw(verdict_of(0, image, **options))  # type: ignore[arg-type]
+    return canvas
 
 
 def picture_in(canvas: np.ndarray) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Rerun: the genuine SDK writes a file, which its own reader reads."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +29,7 @@ def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_file(tmp_path: Path, video: list[np.ndarray]) -> None:
-    rerun = pytest.importorskip("rerun", reason="rerun-sdk (extra rerun) is not installed")
+    pytest.importorskip("rerun", reason="rerun-sdk (extra rerun) is not installed")
     path = tmp_path / "out.rrd"
     log = open_rerun(str(path), False, Camera())
     for index in range(6):
@@ -35,5 +37,9 @@ def test_file(tmp_path: Path, video: list[np.ndarray]) -> None:
     log.write(verdict_of(6, None, "NO-VIEW", "INVALID"))
     log.close()
     log.close()
-    assert path.stat().st_size > 20_000
-    print(rerun.__version__)
+    command = [sys.executable, "-m", "rerun", "rrd"]
+    verified = subprocess.run([*command, "verify", path], capture_output=True, text=True, timeout=60, check=False)
+    assert verified.returncode == 0, verified.stderr
+    printed = subprocess.run([*command, "print", "-v", path], capture_output=True, text=True, timeout=60, check=True)
+    for entity in ("/camera", "/ood_score", "/p_value", "/age", "/latency", "/state"):
+        assert entity in printed.stdout, printed.stdout
