@@ -18,7 +18,7 @@ _jaxtyped = jaxtyping.jaxtyped
 
 def install() -> None:
     """Become the decorator that jaxtyping's hook puts on functions and classes; the package is imported after this."""
-    jaxtyping.jaxtyped = checked
+    jaxtyping.jaxtyped = checked  # type: ignore[assignment]
 
 
 def checked(decorated: Any = None, *, typechecker: Callable[[Any], Any]) -> Any:
@@ -28,13 +28,13 @@ def checked(decorated: Any = None, *, typechecker: Callable[[Any], Any]) -> Any:
     if inspect.isfunction(decorated) and not _may_have_sizes(decorated):
         return _without_sizes(decorated, typechecker)
     if dataclasses.is_dataclass(decorated) and inspect.isfunction(vars(decorated).get("__init__")):
-        decorated.__init__ = checked(decorated.__init__, typechecker=typechecker)
+        setattr(decorated, "__init__", checked(vars(decorated)["__init__"], typechecker=typechecker))  # noqa: B010
         return decorated
     return _jaxtyped(decorated, typechecker=typechecker)
 
 
 def _without_sizes(function: Callable[..., Any], typechecker: Callable[[Any], Any]) -> Callable[..., Any]:
-    strict = typechecker(function)
+    strict: Callable[..., Any] = typechecker(function)
     if strict is function:  # nothing is annotated
         return function
 

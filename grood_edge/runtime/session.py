@@ -255,8 +255,8 @@ def open_session(
             `auto`, the first of tensorrt, tensorrt-rtx, onnxruntime on CUDA and on the CPU that works, with the reasons
             in `session.fallbacks`; or a backend of your own, such as a `ReplayBackend`.
         provider: of onnxruntime: `cpu` (None), `cuda` or `tensorrt-ep`; the one asked for runs, or an error.
-        color: channel order of the frames that will be given: `rgb`, or `bgr` as OpenCV delivers them. None is `rgb`, or
-            the order that an artifact was exported for with `--layout`.
+        color: channel order of the frames that will be given: `rgb`, or `bgr` as OpenCV delivers them. None is `rgb`,
+            or the order that an artifact was exported for with `--layout`.
         threads: CPU threads of onnxruntime; None leaves it to onnxruntime.
         trusted_engine: SHA-256 of an engine beside the artifact that another user or machine built.
         any_size: with `backend="onnxruntime"`, take frames of other sizes than the camera's as well, when the artifact
