@@ -1,0 +1,286 @@
+"""`grood-edge watch` on real videos: what goes wrong in front of the camera is found, and it always ends cleanly."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import mcap.reader
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from grood_edge.cli import app
+from grood_edge.errors import OutputError, SourceError
+from grood_edge.export import ExportOptions, PreprocessingOptions, export_model
+from grood_edge.images import find_images, load_image
+from grood_edge.preprocessing import preprocess_frame, resolve_preprocessing
+from grood_edge.runtime.decision import parse_decision
+from grood_edge.runtime.health import HealthRules
+from grood_edge.runtime.mailbox import Capture, FramePolicy
+from grood_edge.runtime.selftest import MODEL
+from grood_edge.runtime.session import open_session
+from grood_edge.runtime.sources import CapturedFrame, Color
+from grood_edge.runtime.stream import StreamRules, StreamVerdict, verdicts
+from grood_edge.telemetry.watching import Tally, watch
+from tests.export.backbones import fitted_network
+from tests.videos import Segment, frames_of, injected, packaged_video, write_video
+
+STREET, MEADOW, STRANGER = "bikes.mp4", "bigbuckbunny.mp4", "carphone_pristine.mp4"
+SMALL = PreprocessingOptions(input_size=(32, 32), mean=(0.0,), std=(1.0,), crop="stretch")
+RECIPE = (Segment("black", 14, 19), Segment("frozen", 30, 39), Segment("foreign", 50, 58))
+
+
+def part_of(index: int) -> str:
+    """Blocks of five frames: half of them for the fit, a quarter to calibrate, a quarter to be watched."""
+    return ("fit", "fit", "calibration", "watched")[index // 5 % 4]
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A street and a meadow, learned and calibrated from blocks of frames of two videos."""
+    work = tmp_path_factory.mktemp("street")
+    for name, video in (("street", STREET), ("meadow", MEADOW)):
+        for index, frame in enumerate(frames_of(packaged_video(video))):
+            folder = work / part_of(index) / name
+            folder.mkdir(parents=True, exist_ok=True)
+            grey = cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)
+            Image.fromarray(cv2.resize(grey, (160, 90), interpolation=cv2.INTER_AREA)).save(folder / f"{index:04d}.png")
+    paths = find_images(work / "fit")
+    preprocessing = resolve_preprocessing(SMALL, 1, (None, None))
+    frames = np.stack([preprocess_frame(load_image(path), preprocessing) for path in paths])
+    network = fitted_network("resnet", frames, np.array([int(path.parent.name == "street") for path in paths]))
+    options = ExportOptions(preprocessing=SMALL, calibration_data=work / "calibration", rule="marginal")
+    export_model(network, work / "fit", work / "model.onnx", options)
+    return work / "model.onnx"
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The blocks of the street that nobody has learned from, with black, frozen and foreign segments put in."""
+    work = tmp_path_factory.mktemp("video")
+    plain, mixed = work / "plain.avi", work / "mixed.avi"
+    unseen = (f for i, f in enumerate(frames_of(packaged_video(STREET))) if part_of(i) == "watched")
+    write_video(plain, unseen, 25.0)
+    write_video(mixed, injected(plain, packaged_video(STRANGER), RECIPE), 25.0, RECIPE)
+    return mixed
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, ["watch", *map(str, arguments)], env={"COLUMNS": "200"})
+
+
+def rows_of(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def test_every_segment_is_found_and_nothing_else(artifact: Path, video: Path, tmp_path: Path) -> None:
+    log, recipe = tmp_path / "log.jsonl", json.loads(video.with_suffix(".json").read_text())
+    result = run(artifact, video, "--decision", "hysteresis:enter=0.02,k=3,n=4", "--log", log, "--json")
+    assert result.exit_code == 0, result.output
+    rows, summary = rows_of(log), json.loads(result.stdout)
+    assert [row["index"] for row in rows] == list(range(60)) == list(range(summary["frames"]))
+    assert [(s["kind"], s["first"], s["last"]) for s in recipe] == [(s.kind, s.first, s.last) for s in RECIPE]
+    black, frozen, foreign = (rows[s.first : s.last + 1] for s in RECIPE)
+    assert [row["status"] for row in black] == ["BLACK"] * 5 + ["FROZEN"]  # the sixth repeats five
+    assert [row["status"] for row in frozen[-5:]] == ["FROZEN"] * 5
+    assert any(row["state"]["name"] == "UNKNOWN" for row in foreign)
+    assert all("ood_score" not in row for row in rows if row["status"] != "OK")
+    alarms = [row["index"] for row in rows if row["changed"] and row["state"]["name"] == "UNKNOWN"]
+    assert len(alarms) == 1
+    assert 50 <= alarms[0] <= 54
+    assert all(row["status"] == "OK" for row in rows if not any(s.first <= row["index"] <= s.last for s in RECIPE))
+    assert summary["statuses"] == {
+        status: sum(row["status"] == status for row in rows) for status in summary["statuses"]
+    }
+    assert summary["changes"] == sum(row["changed"] for row in rows)
+    assert summary["ended"] == "the source has ended"
+
+
+def test_all_outputs_at_once_and_the_table(artifact: Path, video: Path, tmp_path: Path) -> None:
+    names = {"--log": "a.jsonl", "--mcap": "a.mcap", "--record": "a.mp4"}
+    outputs = [part for option, name in names.items() for part in (option, str(tmp_path / name))]
+    arguments = [artifact, video, "--decision", "per-frame", *outputs, "--on-unknown", f"save:{tmp_path / 'alarms'}"]
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    assert "changes of state" in result.output
+    assert sum(1 for _ in frames_of(tmp_path / "a.mp4")) == 60
+    with (tmp_path / "a.mcap").open("rb") as file:
+        documents = [json.loads(message.data) for _, _, message in mcap.reader.make_reader(file).iter_messages()]
+    rows = rows_of(tmp_path / "a.jsonl")
+    assert [{**row, "time": ""} for row in documents] == [{**row, "time": ""} for row in rows]
+    assert list((tmp_path / "alarms").iterdir())
+    before = {name: (tmp_path / name).read_bytes() for name in names.values()}
+    again = run(*arguments)
+    assert (again.exit_code, "use --force" in again.output) == (4, True), again.output
+    assert before == {name: (tmp_path / name).read_bytes() for name in names.values()}
+
+
+def test_a_video_that_was_cut_off_says_so(artifact: Path, tmp_path: Path) -> None:
+    cut, log = tmp_path / "cut.avi", tmp_path / "log.jsonl"
+    write_video(tmp_path / "whole.avi", (f for i, f in enumerate(frames_of(packaged_video(STREET))) if i < 40), 25.0)
+    data = (tmp_path / "whole.avi").read_bytes()
+    cut.write_bytes(data[: len(data) // 2])
+    result = run(artifact, cut, "--log", log)
+    assert result.exit_code == 3, result.output
+    rows = rows_of(log)
+    assert 5 < len(rows) < 40
+    assert rows[-1]["status"] == "INVALID"
+    assert rows[-1]["problem"] in result.output
+
+
+def test_damaged_frames_in_the_middle_are_invalid_and_the_stream_goes_on(artifact: Path, tmp_path: Path) -> None:
+    folder, log = tmp_path / "frames", tmp_path / "log.jsonl"
+    folder.mkdir()
+    for index, frame in enumerate(frames_of(packaged_video(STREET))):
+        if index == 8:
+            break
+        cv2.imwrite(str(folder / f"{index}.png"), frame)
+    damaged = folder / "4.png"
+    damaged.write_bytes(damaged.read_bytes()[:2000])
+    result = run(artifact, folder, "--fps", "10", "--log", log)
+    assert result.exit_code == 0, result.output
+    rows = rows_of(log)
+    assert [row["status"] for row in rows] == ["OK"] * 4 + ["INVALID"] + ["OK"] * 3
+    assert "4.png" in rows[4]["problem"]
+    assert [row["source_time"] for row in rows] == pytest.approx([index / 10 for index in range(8)])
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_signals_end_it_with_readable_files(number: int, code: int, word: str, tmp_path: Path) -> None:
+    log, recording, channel = tmp_path / "a.jsonl", tmp_path / "a.mp4", tmp_path / "a.mcap"
+    command = [
+        sys.executable, "-m", "grood_edge", "watch", MODEL, f"replay:{packaged_video(STREET)}", "--json",
+        "--log", log, "--record", recording, "--mcap", channel,
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (log.exists() and len(log.read_bytes().splitlines()) > 10):
+        time.sleep(0.05)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    summary, rows = json.loads(out), rows_of(log)
+    assert summary["ended"] == word
+    assert 10 < len(rows) < 250
+    assert len(rows) - 1 <= summary["frames"] <= len(rows) + 1
+    assert sum(1 for _ in frames_of(recording)) >= 10
+    with channel.open("rb") as file:
+        assert sum(1 for _ in mcap.reader.make_reader(file).iter_messages()) >= 10
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), [
+    (["nothing.mp4"], 3, "nothing.mp4"),
+    ([MODEL.name, "--decision", "guess"], 3, "source"),
+    (["http://example.org/camera"], 3, "http"),
+    (["{video}", "--decision", "guess"], 2, "--decision 'guess'; expected"),
+    (["{video}", "--decision", "e-cusum"], 2, "how many hours"),
+    (["{video}", "--policy", "some"], 2, "frame policy 'some'; expected"),
+    (["{video}", "--metrics", "here"], 2, "--metrics got 'here'"),
+    (["{video}", "--on-unknown", "shout"], 2, "expected save:DIR"),
+    (["{video}", "--log", "no/such/log.jsonl"], 4, "does not exist; create it first"),
+    (["{video}", "--log", "log.txt"], 2, ".jsonl"),
+    (["{video}", "--alpha", "0.0001"], 1, "alpha"),
+    (["{video}", "--fps", "-1"], 2, "fps is -1"),
+])  # fmt: skip
+def test_wrong_use_gets_a_sentence(
+    arguments: list[str], code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(MODEL, *[part.format(video=packaged_video(STREET)) for part in arguments])
+    assert (result.exit_code, message in result.output) == (code, True), result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+class Camera:
+    """A live camera that delivers real frames and then vanishes, as the sources' own do after their last try."""
+
+    name, live = "camera", True
+    fps: float | None = 25.0
+    color: Color = "bgr"
+
+    def __init__(self, frames: int) -> None:
+        self._frames: Iterator[np.ndarray] = frames_of(packaged_video(STREET))
+        self._left = frames
+        self.closed = False
+
+    def read(self) -> CapturedFrame | None:
+        if self._left == 0:
+            raise SourceError("camera vanished: it was opened again 6 times")
+        self._left -= 1
+        return CapturedFrame(next(self._frames), 9 - self._left, time.monotonic(), None, self.name)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Kept:
+    """Takes verdicts until it is full."""
+
+    def __init__(self, most: int = 1000) -> None:
+        self.verdicts: list[StreamVerdict] = []
+        self.closed = 0
+        self._most = most
+
+    def write(self, verdict: StreamVerdict) -> None:
+        if len(self.verdicts) == self._most:
+            raise OutputError("the disk is full")
+        self.verdicts.append(verdict)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.mark.parametrize(("most", "error"), [(1000, SourceError), (4, OutputError)])
+def test_whatever_fails_everything_is_closed(most: int, error: type[Exception]) -> None:
+    camera, first, second, tally = Camera(10), Kept(), Kept(most), Tally()
+    changes: list[str] = []
+    with (
+        open_session(MODEL, color="bgr") as session,
+        Capture(camera, FramePolicy("every", 4), stall_after=0.5) as capture,
+    ):
+        rules = StreamRules(parse_decision("per-frame", session.contract), HealthRules())
+        stream = verdicts(session, capture, rules, on_change=lambda found: changes.append(found.state.name))
+        with pytest.raises(error):
+            watch(stream, [first, second], tally, lambda _: None)
+    assert camera.closed
+    assert (first.closed, second.closed) == (1, 1)
+    assert [found.frame.index for found in first.verdicts] == list(range(10 if error is SourceError else 5))
+    assert tally.summary("x").frames == len(first.verdicts)
+    assert len(changes) == tally.summary("x").changes >= 1
+
+
+def test_a_camera_that_stands_still_is_no_view_and_is_not_scored() -> None:
+    class Stuck(Camera):
+        def read(self) -> CapturedFrame | None:
+            while self._left == 0 and not self.closed:
+                time.sleep(0.005)
+            return None if self.closed else super().read()
+
+    seen: list[StreamVerdict] = []
+    with (
+        open_session(MODEL, color="bgr") as session,
+        Capture(Stuck(3), FramePolicy("every", 4), stall_after=0.1) as capture,
+    ):
+        rules = StreamRules(parse_decision("per-frame", session.contract), HealthRules(max_age=0.1))
+        for found in verdicts(session, capture, rules):
+            seen.append(found)
+            if len(seen) == 6:
+                break
+    assert [found.status for found in seen[-2:]] == ["STALE", "STALE"]
+    assert seen[-1].state.name == "NO-VIEW"
+    assert seen[-1].verdict is None
+    assert seen[-1].age > 0.1

@@ -1,0 +1,106 @@
+"""The examples, run as they stand on what they are for."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from rosbags.rosbag2 import Reader, Writer
+from rosbags.typesys import Stores, get_typestore
+
+from grood_edge.demo.images import DemoImages
+from grood_edge.images import find_images, load_image
+from grood_edge.runtime import open_session
+from grood_edge.runtime.selftest import MODEL
+from tests.videos import frames_of, packaged_video
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(name: str, *arguments: str | Path) -> str:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *map(str, arguments)], capture_output=True, text=True, timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def digit(digits: DemoImages) -> Path:
+    """The handwritten digit that the artifact finds most usual."""
+    paths = find_images(digits.test)[:40]
+    with open_session(MODEL) as session:
+        return max(paths, key=lambda path: session.predict(load_image(path)).p_value)
+
+
+def test_the_file_needs_nothing_but_onnxruntime(digit: Path) -> None:
+    source = (EXAMPLES / "ort_only.py").read_text()
+    assert "import grood_edge" not in source
+    assert "from grood_edge" not in source
+    assert len(source.splitlines()) <= 30
+    with open_session(MODEL) as session:
+        verdict = session.predict(np.asarray(Image.open(digit)))
+    assert not verdict.is_ood
+    assert run("ort_only.py", MODEL, digit).strip() == f"{verdict.class_name} (p {verdict.p_value:.3f})"
+
+
+def test_opencv_loop_and_robot_loop_read_a_video(tmp_path: Path) -> None:
+    video = tmp_path / "short.avi"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"FFV1"), 25.0, (640, 272))
+    for index, frame in enumerate(frames_of(packaged_video("bikes.mp4"))):
+        if index == 12:
+            break
+        writer.write(frame)
+    writer.release()
+    lines = run("opencv_loop.py", MODEL, video).splitlines()
+    assert len(lines) == 12
+    assert all("unknown" in line for line in lines)  # a street is no digit
+    said = run("robot_loop.py", MODEL, video)
+    assert "STOP: UNKNOWN" in said
+    assert said.rstrip().endswith("the source has ended")
+
+
+def test_the_ros_node_judges_a_recorded_bag(digit: Path, tmp_path: Path) -> None:
+    store = get_typestore(Stores.ROS2_HUMBLE)
+    image_type, time_type, header_type = (
+        store.types[name] for name in ("sensor_msgs/msg/Image", "builtin_interfaces/msg/Time", "std_msgs/msg/Header")
+    )
+    known = np.asarray(Image.open(digit))
+    street = next(frames_of(packaged_video("bikes.mp4")))
+    with Writer(tmp_path / "bag", version=9) as bag:
+        topic = bag.add_connection("/image", "sensor_msgs/msg/Image", typestore=store)
+        for index in range(16):
+            pixels, encoding = (known, "mono8") if index < 8 else (np.ascontiguousarray(street), "bgr8")
+            message = image_type(
+                header=header_type(stamp=time_type(sec=index, nanosec=0), frame_id="camera"), height=pixels.shape[0],
+                width=pixels.shape[1], encoding=encoding, is_bigendian=0, step=pixels.strides[0], data=pixels.ravel(),
+            )  # fmt: skip
+            bag.write(topic, index * 10**9, store.serialize_cdr(message, message.__msgtype__))
+    judged = []
+    judge = example("ros2_node").Judge(str(MODEL))
+    with Reader(tmp_path / "bag") as recorded:
+        for _, _, raw in recorded.messages():
+            judged.append(judge.judge(bytes(raw)))
+    judge.session.close()
+    levels = [level for level, _, _ in judged]
+    assert levels[7] == 0
+    assert judged[7][2]["state"] == "KNOWN"
+    assert levels[15] == 1
+    assert judged[15][1].startswith("UNKNOWN: ")
+
+
+def example(name: str) -> ModuleType:
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
