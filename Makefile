@@ -15,8 +15,8 @@ test: check $(MINIMAL)/.installed
 	GROOD_EDGE_MINIMAL_PYTHON=$(CURDIR)/$(MINIMAL)/bin/python $(BIN)/python -m pytest -n 2
 
 check: $(VENV)/.installed
-	$(BIN)/ruff check grood_edge tests benchmarks
-	$(BIN)/ruff format --check grood_edge tests benchmarks
+	$(BIN)/ruff check grood_edge tests benchmarks examples
+	$(BIN)/ruff format --check grood_edge tests benchmarks examples
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

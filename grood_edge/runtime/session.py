@@ -11,6 +11,7 @@ import numpy as np
 from grood_edge.arrays import Flags, Frames, InputFrame
 from grood_edge.artifact import Artifact, read_artifact
 from grood_edge.camera_part import open_camera, prepared_frame, prepared_model
+from grood_edge.conformal import DecisionRule
 from grood_edge.contract import Contract
 from grood_edge.errors import ArtifactError, BackendError, FrameError, UsageError
 from grood_edge.ort import OrtModel
@@ -80,7 +81,6 @@ class Session:
         calibration = artifact.contract.calibration
         self.alpha = calibration.alpha if alpha is None else alpha
         self.rule = calibration.rule(len(artifact.contract.classes), alpha)
-        self._thresholds = class_thresholds(self.rule)
         self._load_head = load_head or (lambda: head_from_model(artifact.model))
         self._head: Head | None = None
         p = artifact.contract.preprocessing
@@ -90,6 +90,16 @@ class Session:
         self._shape = p.input_shape if camera is None else (p.height, p.width, p.channels)
         self._single = artifact.contract.classifier.batch == "1"
         self._lending = backend if isinstance(backend, LendingBackend) else None
+
+    @property
+    def rule(self) -> DecisionRule:
+        """The calibration scores and ranks that decide; another one may be set between frames."""
+        return self._rule
+
+    @rule.setter
+    def rule(self, rule: DecisionRule) -> None:
+        self._rule = rule
+        self._thresholds = class_thresholds(rule)
 
     def predict(self, frame: object, explain: bool = False) -> Verdict:
         """Return the verdict for one frame, uint8 `[h, w, 3]`, `[h, w, 1]` or `[h, w]`, any size.

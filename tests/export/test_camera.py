@@ -223,7 +223,7 @@ def test_predict_takes_the_cameras_frames_alone(
         expected = host.infer_prepared(prepared[None])
         assert strict.predict(frame).ood_score == pytest.approx(float(expected.ood_score[0]), abs=1e-4)
     for wrong in (np.zeros((720, 1280, 3), np.uint8), frames[0][..., :1], frames[0][..., 0]):
-        with pytest.raises(FrameError, match=rf"shape \[{wrong.shape[0]}, .*expected \[48, 64, 3\]"):
+        with pytest.raises(FrameError, match=rf"shape \[{wrong.shape[0]}, .*expected uint8 \[48, 64, 3\]"):
             strict.predict(wrong)
 
 
@@ -235,7 +235,9 @@ def test_only_differing_channel_orders_are_turned(
     turned = [frame[..., ::-1] for frame in frames]
     expected = [verdict.ood_score for verdict in strict.predict_batch(frames)]
     with open_session(other) as of_bgr:
-        found = [of_bgr.predict_batch(frames)]
+        found = [of_bgr.predict_batch(turned)]  # nothing said: in the camera's own order
+    with open_session(other, color="rgb") as of_bgr:
+        found.append(of_bgr.predict_batch(frames))
     with open_session(other, color="bgr") as of_bgr:
         found.append(of_bgr.predict_batch(turned))
         wrong = of_bgr.predict(frames[0]).ood_score
