@@ -85,6 +85,12 @@ def episode_report(target: Path, contract: Contract, scored: ScoredEpisodes, cor
             "the calibration images were seen in training, so no mean time between alarms can be promised: recalibrate "
             "with --data FRESH --threshold-only, then calibrate on the episodes again"
         )
+    if too_often := [rate for rate in rates if rate.upper < rate.set_to]:
+        warnings.append(
+            f"e-cusum set to {too_often[-1].set_to:g} h alarmed {too_often[-1].alarms} times in {length:.2g} h: these "
+            "episodes do not look like the calibration images, or hold objects that are not ID. If they are ID, "
+            "recalibrate with --data on frames of this camera, then calibrate on the episodes again"
+        )
     if correlation.lag is not None and len(scored.log_e) < FEW_EPISODES:
         warnings.append(f"{len(scored.log_e)} episodes hardly show how much scenes differ; {FEW_EPISODES} or more do")
     return EpisodeReport(

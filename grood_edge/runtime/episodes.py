@@ -114,9 +114,10 @@ def _score(
 ) -> ScoredEpisodes:  # fmt: skip
     log_e, hashes, unreadable = [], array("Q"), list[tuple[str, str]]()
     fps, not_valid = options.fps, 0
+    same: dict[bytes, str] = {}
     for number, entry in enumerate(entries):
         progress("scoring episodes", number, len(entries))
-        source = open_episode(entry)
+        source, before = open_episode(entry), len(hashes)
         try:
             fps = _rate(source, fps, options)
             values = _episode(session, source, log_c, hashes, unreadable)
@@ -124,6 +125,11 @@ def _score(
             source.close()
         if not np.isfinite(values).any():
             raise DatasetError(f"the episode {entry} has no frame that could be scored; remove or repair it")
+        other = same.setdefault(hashlib.sha256(hashes[before:].tobytes()).digest(), entry.name)
+        if other != entry.name:
+            raise DatasetError(
+                f"the episodes {other} and {entry.name} are the same frames, and must be independent; remove one"
+            )
         not_valid += int(np.isinf(values).sum())
         log_e.append(np.where(np.isinf(values), np.nan, values))
     progress("scoring episodes", len(entries), len(entries))

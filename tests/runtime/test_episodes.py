@@ -194,6 +194,17 @@ def test_folders_that_hold_no_episodes_are_refused(artifact: Path, tmp_path: Pat
         calibrate_episodes(artifact, pipeline, open_episode=ListSource)
 
 
+def test_an_episode_that_is_there_twice_is_refused(artifact: Path, write: Write, id_images: list[Path]) -> None:
+    with pytest.raises(DatasetError, match=r"000\.txt and 001\.txt are the same frames"):
+        calibrate_episodes(artifact, write("twice", drawn(id_images, 1, 5) * 2), open_episode=ListSource)
+
+
+def test_episodes_that_alarm_all_the_time_are_no_id_video(artifact: Path, write: Write, digits: DemoImages) -> None:
+    folder = write("foreign", drawn(find_images(digits.near), 2, 60))
+    warnings = calibrate_episodes(artifact, folder, open_episode=ListSource).warnings
+    assert any("do not look like the calibration images" in warning for warning in warnings)
+
+
 def test_sources_are_closed_whatever_happens(artifact: Path, write: Write, id_images: list[Path]) -> None:
     opened: list[ListSource] = []
 
