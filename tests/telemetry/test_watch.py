@@ -107,7 +107,15 @@ def test_every_segment_is_found_and_nothing_else(artifact: Path, video: Path, tm
 def test_all_outputs_at_once_and_the_table(artifact: Path, video: Path, tmp_path: Path) -> None:
     names = {"--log": "a.jsonl", "--mcap": "a.mcap", "--record": "a.mp4"}
     outputs = [part for option, name in names.items() for part in (option, str(tmp_path / name))]
-    arguments: list[str | Path] = [artifact, video, "--decision", "per-frame", *outputs, "--on-unknown", f"save:{tmp_path / 'alarms'}"]
+    arguments: list[str | Path] = [
+        artifact,
+        video,
+        "--decision",
+        "per-frame",
+        *outputs,
+        "--on-unknown",
+        f"save:{tmp_path / 'alarms'}",
+    ]
     result = run(*arguments)
     assert result.exit_code == 0, result.output
     assert "changes of state" in result.output
