@@ -12,6 +12,8 @@ from grood_edge.runtime.mailbox import Capture, parse_policy
 from grood_edge.runtime.sources import open_source
 from grood_edge.runtime.stream import StreamRules, StreamVerdict, verdicts
 
+PATIENCE = 0.5  # seconds without a frame after which the camera stands still
+
 
 def drive(change: StreamVerdict) -> None:
     """Replace this by your robot: called when the state changes, never in between."""
@@ -22,9 +24,11 @@ def drive(change: StreamVerdict) -> None:
 source = open_source(sys.argv[2])
 with (
     open_session(sys.argv[1], color=source.color) as session,
-    Capture(source, parse_policy(None, source.live)) as capture,
+    Capture(source, parse_policy(None, source.live), PATIENCE if source.live else None) as capture,
 ):
-    rules = StreamRules(parse_decision("hysteresis", session.contract), HealthRules())
+    rules = StreamRules(
+        parse_decision("hysteresis", session.contract), HealthRules(max_age=PATIENCE if source.live else None)
+    )
     for seen in verdicts(session, capture, rules, on_change=drive):
         if seen.state.name == "KNOWN" and seen.verdict is not None:
             pass  # pick up seen.verdict.class_name

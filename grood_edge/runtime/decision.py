@@ -16,7 +16,7 @@ from grood_edge.runtime.states import (
     scored_p_value,
     unseen,
 )
-from grood_edge.runtime.votes import Votes
+from grood_edge.runtime.votes import Votes, at_most
 
 __all__ = [
     "Decision",
@@ -104,7 +104,7 @@ class Hysteresis:
             state = unseen(memory.state, memory.begun, seen, self.no_view)
             return replace(memory, state=state, recent=() if state.name == "NO-VIEW" else memory.recent)
         recent = self.votes.with_newest(memory.recent, scored_p_value(seen))
-        against = sum(p <= self.enter for p in recent)
+        against = sum(at_most(p, self.enter) for p in recent)
         name, reason = self._next(memory.state, seen.time, against, recent)
         return replace(memory, state=moved(memory.state, name, reason, seen, float(against)), recent=recent)
 
@@ -175,7 +175,7 @@ def _settings(text: str, rest: str, accepted: tuple[str, ...]) -> dict[str, floa
             raise UsageError(f"--decision {text!r}: {part!r}; expected each of {', '.join(accepted)} once at most")
         try:
             found[key] = float(int(value)) if key in ("k", "n") else float(value)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             kind = "a whole number" if key in ("k", "n") else "a number"
             raise UsageError(f"--decision {text!r}: {part!r}; expected {key}= and {kind}") from error
     return found
@@ -189,9 +189,9 @@ def _require_seconds(name: str, seconds: float) -> None:
 def _require_reachable(enter: float, contract: Contract) -> None:
     """Refuse a p_value that no frame can have: the decision would never become UNKNOWN."""
     n = min(contract.calibration.class_sizes or (contract.calibration.n,))
-    if 0 < enter < 1 / (n + 1):
+    if enter > 0 and not at_most(1 / (n + 1), enter):
         of = " of one class" if contract.calibration.class_sizes else ""
         raise CalibrationError(
             f"hysteresis enters at p_value {enter:g}, but with {n} calibration scores{of} no p_value is below "
-            f"{1 / (n + 1):.2g}; enter there or above, or calibrate with more images"
+            f"{1 / (n + 1):.6g}; enter there or above, or calibrate with more images"
         )

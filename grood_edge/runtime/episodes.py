@@ -13,7 +13,6 @@ from grood_edge.contract import Contract, StreamCalibration
 from grood_edge.contract_reader import MAX_EPISODES, MAX_FPS
 from grood_edge.errors import DatasetError, UsageError, VerificationError
 from grood_edge.images import UNREADABLE_LIMIT, name_some
-from grood_edge.preprocessing import preprocess_frame
 from grood_edge.probes import replay_probes
 from grood_edge.progress import Progress, silent
 from grood_edge.publishing import check_output, publish
@@ -69,7 +68,7 @@ def calibrate_episodes(
     entries = _entries(Path(folder))
     calibration = artifact.contract.calibration
     log_c = float(np.log(correction(calibration.class_sizes or (calibration.n,))))
-    with open_session(path) as session:
+    with open_session(path, any_size=True) as session:  # RGB frames of any size, as recalibration takes them
         if session.contract != artifact.contract:
             raise VerificationError(f"{path} was replaced while it was opened; run the command again")
         scored = _score(session, entries, options, log_c, open_episode or _open_source, progress)
@@ -166,9 +165,9 @@ def _episode(
             continue
         bgr = source.color == "bgr" and captured.image.ndim == 3 and captured.image.shape[2] == 3
         frame = captured.image[..., ::-1] if bgr else captured.image
-        prepared = preprocess_frame(frame, session.contract.preprocessing)
+        prepared = session.prepare(frame)
         hashes.append(int.from_bytes(hashlib.blake2b(prepared.tobytes(), digest_size=8).digest(), "little"))
-        verdict = session.predict(frame)
+        verdict = session.verdicts(session.infer_prepared(prepared[None]))[0]
         values.append(log_e_value(verdict.p_value) - log_c if verdict.valid else np.inf)
     return np.array(values, np.float64)
 

@@ -77,7 +77,7 @@ def verdicts(
             verdict = session.predict(frame.image)
             status = "OK" if verdict.valid else "INVALID"
         done = clock()
-        moment = max(moment, _time_of(frame, capture.source))
+        moment = max(moment, _time_of(frame, capture.source, begun))
         memory = memory or rules.decision.start(moment)
         before, seen = memory.state, _observed(moment, status, verdict)
         memory = rules.decision.step(memory, seen)
@@ -94,10 +94,13 @@ def verdicts(
         yield found
 
 
-def _time_of(frame: CapturedFrame, source: Source) -> float:
-    """Return the moment that the decision counts by: a file is decided alike however fast it is read."""
+def _time_of(frame: CapturedFrame, source: Source, now: float) -> float:
+    """Return the moment that the decision counts by: a file is decided alike however fast it is read.
+
+    A camera's frame without picture counts now: one that stands still has the capture time of its last frame.
+    """
     if source.live:
-        return frame.captured
+        return now if frame.image is None else frame.captured
     return frame.source_time if frame.source_time is not None else frame.index / (source.fps or FILE_FPS)
 
 

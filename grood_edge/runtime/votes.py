@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from grood_edge.errors import UsageError
 
-__all__ = ["Votes"]
+__all__ = ["Votes", "at_most"]
+
+ROUNDING = 1e-6  # relative; p_values are float32, and their neighbours lie further apart
 
 MOST_FRAMES = 1000
 
@@ -33,8 +35,13 @@ class Votes:
 
     def known(self, recent: tuple[float, ...]) -> int:
         """Count the frames that speak for KNOWN."""
-        return sum(p > self.leave for p in recent)
+        return sum(not at_most(p, self.leave) for p in recent)
 
     def sentence(self, recent: tuple[float, ...]) -> str:
         """Say it."""
         return f"{self.known(recent)} of the last {len(recent)} fed frames have p_value > {self.leave:g}"
+
+
+def at_most(p_value: float, limit: float) -> bool:
+    """Tell whether p_value <= limit, whatever float32 made of its last digit."""
+    return p_value <= limit * (1 + ROUNDING)

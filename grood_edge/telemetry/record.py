@@ -60,13 +60,17 @@ RECORD_SCHEMA: dict[str, Any] = {
         latency=_number("seconds that the session took"),
         dropped={**_COUNT, "description": "frames captured and never seen, up to here"},
         drift=_object(
-            ("statistic", "p_value", "level", "window", "time", "drifted"),
+            ("statistic", "p_value", "level", "window", "time", "drifted", "measured"),
             statistic=_number("Kolmogorov-Smirnov distance to the calibration scores", minimum=0, maximum=1),
             p_value=_number("of that distance", minimum=0, maximum=1),
             level=_number("below which it is drift"),
             window={**_COUNT, "description": "frames in it"},
             time=_number("seconds on the decision's clock when it was full"),
             drifted=_FLAG,
+            measured={
+                **_FLAG,
+                "description": "episodes said how far apart frames are independent; else the level is not kept",
+            },
         ),
     ),
 }
@@ -99,7 +103,7 @@ def record_of(verdict: StreamVerdict) -> dict[str, Any]:
         names = ("class_id", "class_name", "ood_score", "p_value", "is_ood", "valid")
         document.update({name: getattr(said, name) for name in names})
     if drift is not None:
-        names = ("statistic", "p_value", "level", "window", "time", "drifted")
+        names = ("statistic", "p_value", "level", "window", "time", "drifted", "measured")
         document["drift"] = {name: getattr(drift, name) for name in names}
     return _known(document)
 

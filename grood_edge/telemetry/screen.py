@@ -47,7 +47,9 @@ def _line(found: StreamVerdict) -> str:
     parts.append(found.status if said is None else f"{said.class_name}  p {said.p_value:.3f}")
     parts += [f"age {1000 * found.age:.0f} ms", f"dropped {found.dropped}"]
     if found.drift is not None and found.drift.drifted:
-        parts.append("DRIFT")
+        drift = found.drift
+        kept = "" if drift.measured else ", level not kept: no episodes"
+        parts.append(f"DRIFT {drift.statistic:.2f} at {drift.time:.1f} s{kept}")
     return "  ".join(parts)
 
 

@@ -67,7 +67,7 @@ def test_numbers_that_are_not_finite_are_left_out(value: float) -> None:
 
     document = json.loads(line, parse_constant=refuse)
     assert "ood_score" not in document
-    assert set(document["drift"]) == {"statistic", "level", "window", "drifted"}
+    assert set(document["drift"]) == {"statistic", "level", "window", "drifted", "measured"}
 
 
 def test_names_that_are_no_text_stay_one_line_of_utf8() -> None:

@@ -271,7 +271,8 @@ def test_whatever_fails_everything_is_closed(most: int, error: type[Exception]) 
     assert len(changes) == tally.summary("x").changes >= 1
 
 
-def test_a_camera_that_stands_still_is_no_view_and_is_not_scored() -> None:
+@pytest.mark.parametrize("decision", ["per-frame", "hysteresis:no-view=0.2", "e-cusum:hours=1,no-view=0.2"])
+def test_a_camera_that_stands_still_is_no_view_and_is_not_scored(decision: str) -> None:
     class Stuck(Camera):
         def read(self) -> CapturedFrame | None:
             while self._left == 0 and not self.closed:
@@ -283,10 +284,10 @@ def test_a_camera_that_stands_still_is_no_view_and_is_not_scored() -> None:
         open_session(MODEL, color="bgr") as session,
         Capture(Stuck(3), FramePolicy("every", 4), stall_after=0.1) as capture,
     ):
-        rules = StreamRules(parse_decision("per-frame", session.contract), HealthRules(max_age=0.1))
+        rules = StreamRules(parse_decision(decision, session.contract, 25.0), HealthRules(max_age=0.1))
         for found in verdicts(session, capture, rules):
             seen.append(found)
-            if len(seen) == 6:
+            if len(seen) == 8:
                 break
     assert [found.status for found in seen[-2:]] == ["STALE", "STALE"]
     assert seen[-1].state.name == "NO-VIEW"
