@@ -13,6 +13,8 @@ from PIL import Image
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 contract = json.loads(session.get_modelmeta().custom_metadata_map["grood_edge.contract"])
 p = contract["preprocessing"]
+if p["camera"] or p["crop"] == "letterbox":
+    sys.exit("this example does centre crop and stretch on the host; docs/format.md says what your artifact takes")
 image = Image.open(sys.argv[2]).convert("L" if p["channels"] == 1 else "RGB")
 width, height = p["width"], p["height"]
 if p["crop"] == "center":  # short side to short_side, then the middle; docs/format.md has the arithmetic to the pixel

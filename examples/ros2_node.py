@@ -10,7 +10,7 @@ from typing import Any
 
 from grood_edge.runtime import open_session
 from grood_edge.runtime.decision import Observation, parse_decision
-from grood_edge.runtime.ros_images import read_picture
+from grood_edge.runtime.ros_images import BadMessageError, read_picture
 
 IMAGE = "sensor_msgs/msg/Image"
 
@@ -25,7 +25,10 @@ class Judge:
 
     def judge(self, message: bytes) -> tuple[int, str, dict[str, Any]]:
         """Return the diagnostic level (0 OK, 1 WARN, 2 ERROR), a sentence, and the fields of the JSON string."""
-        picture = read_picture(IMAGE, message)
+        try:
+            picture = read_picture(IMAGE, message)
+        except BadMessageError as error:
+            return 2, f"an image that cannot be read: {error}", {"state": "INVALID"}
         seconds = picture.stamp or 0.0
         self.memory = self.memory or self.decision.start(seconds)
         verdict = self.session.predict(picture.image)

@@ -1,13 +1,14 @@
 """`grood-edge watch`: a camera, video or recording in; states, and whatever outputs were asked for, out."""
 
 import contextlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from grood_edge.cli_options import Alpha, Backend, Force, Json, Provider, Trust
-from grood_edge.errors import GroodEdgeError, OutputError, SourceError
+from grood_edge.errors import GroodEdgeError, OutputError, SourceError, UsageError
 from grood_edge.terminal import Terminated
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def watch_command(
     tally = Tally()
     try:
         with contextlib.ExitStack() as stack:
+            _require_elsewhere(source, (record, log, mcap, Path(rerun) if rerun else None))
             frames = open_source(source, SourceOptions(topic=topic, fps=fps))
             stack.callback(frames.close)
             with progress_bars() as progress:
@@ -100,7 +102,17 @@ def watch_command(
         raise typer.Exit(code) from error
     _conclude(tally, tally.cut_off or "the source has ended", as_json)
     if tally.cut_off:
-        raise SourceError(f"{source} ends in a damaged frame: {tally.cut_off}. The frames before it were judged")
+        raise SourceError(f"{frames.name}: {tally.cut_off}. The frames before it were judged")
+
+
+def _require_elsewhere(source: str, outputs: tuple[Path | None, ...]) -> None:
+    """Refuse to write over what is being watched, `--force` or not."""
+    path = Path(source.removeprefix("replay:"))
+    for out in outputs:
+        if out is None or not os.path.lexists(path) or not os.path.lexists(out):
+            continue
+        if path.samefile(out) or path.resolve() in out.resolve().parents:
+            raise UsageError(f"{out} is what is watched, or lies in it; name another output")
 
 
 def _conclude(tally: "Tally", ended: str, as_json: bool) -> None:

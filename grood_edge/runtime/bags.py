@@ -99,20 +99,20 @@ def _shots(files: list[Path], topic: str, kind: str) -> Iterator[Shot]:
             raise
         except Exception as error:  # as in open_bag
             reason = str(error) or type(error).__name__
-            yield Shot(None, None, f"{file.name} is cut off or damaged after {count} images: {reason}")
+            yield Shot(None, None, f"{file.name} is cut off or damaged after {count} images: {reason}", True)
 
 
 def _shot(entry: Entry, kind: str, topic: str, first: bool) -> Shot:
     if entry.data is None:
-        return Shot(None, entry.logged, entry.problem)
+        return Shot(None, None, entry.problem)
     try:
         picture = read_picture(kind, entry.data)
     except UnknownEncodingError as error:
         if first:  # a topic that was chosen wrongly, not damage
             raise SourceError(f"topic {topic}: {error}") from error
-        return Shot(None, entry.logged, str(error))
+        return Shot(None, None, str(error))
     except BadMessageError as error:
-        return Shot(None, entry.logged, str(error))
+        return Shot(None, None, str(error))
     return Shot(picture.image, entry.logged if picture.stamp is None else picture.stamp)
 
 

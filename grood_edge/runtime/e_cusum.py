@@ -154,9 +154,11 @@ def hours_between_alarms(alarms: int, hours: float) -> tuple[float, float]:
 
 def _poisson_mean(count: int, tail: float) -> float:
     """Return the mean at which P(N <= count) = tail, by bisection."""
-    low, high = 0.0, 10.0 + 3.0 * count
+    root = math.sqrt(count + 1)
+    low, high = max(0.0, count - 10 * root), count + 10 * root + 10
+    first = max(0, int(count - 40 * root))  # what lies below has no weight at these means
     for _ in range(80):
         middle = (low + high) / 2
-        below = sum(math.exp(i * math.log(middle) - middle - math.lgamma(i + 1)) for i in range(count + 1))
+        below = sum(math.exp(i * math.log(middle) - middle - math.lgamma(i + 1)) for i in range(first, count + 1))
         low, high = (middle, high) if below > tail else (low, middle)
     return low

@@ -27,7 +27,7 @@ class CapturedFrame:
     image: uint8 `[h, w, 3]` in the source's channel order, `[h, w, 1]` or `[h, w]`; None where the source delivered
     something that is no picture (`problem` says what). index: counted from 0 in the source, damaged frames included.
     captured: seconds of `time.monotonic()` when it arrived here. source_time: seconds on the source's own clock (a
-    video's position, a bag's stamp), None where it has none. source: name.
+    video's position, a bag's stamp), None where it has none. source: name. cut_off: the recording ends here, too early.
     """
 
     image: np.ndarray | None
@@ -36,6 +36,7 @@ class CapturedFrame:
     source_time: float | None
     source: str
     problem: str | None = None
+    cut_off: bool = False
 
 
 @runtime_checkable
@@ -92,6 +93,7 @@ class Shot:
     image: np.ndarray | None
     source_time: float | None
     problem: str | None = None
+    cut_off: bool = False
 
 
 class StreamedSource:
@@ -133,7 +135,9 @@ class StreamedSource:
                     self._closed.set()
                     return None
                 index, self._index = self._index, self._index + 1
-                return CapturedFrame(shot.image, index, self._clock(), shot.source_time, self.name, shot.problem)
+                return CapturedFrame(
+                    shot.image, index, self._clock(), shot.source_time, self.name, shot.problem, shot.cut_off
+                )
         except BaseException:
             self._closed.set()
             raise

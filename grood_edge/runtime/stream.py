@@ -3,8 +3,9 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from grood_edge.errors import FrameError
 from grood_edge.runtime.drift import Drift, DriftMemory, DriftWatch
 from grood_edge.runtime.health import HealthMemory, HealthRules, check_frame
 from grood_edge.runtime.mailbox import Capture
@@ -69,15 +70,19 @@ def verdicts(
     health, drift = HealthMemory(), DriftMemory()
     memory: Memory | None = None
     moment = -math.inf
-    for frame in capture:
+    for captured in capture:
+        frame = captured
         begun = clock()
         health, status = check_frame(rules.health, health, frame, begun)
         verdict = None
         if status == "OK" and frame.image is not None:
-            verdict = session.predict(frame.image)
-            status = "OK" if verdict.valid else "INVALID"
+            try:
+                verdict = session.predict(frame.image)
+                status = "OK" if verdict.valid else "INVALID"
+            except FrameError as error:  # such as a grey frame among those of a colour camera
+                status, frame = "INVALID", replace(frame, problem=str(error))
         done = clock()
-        moment = max(moment, _time_of(frame, capture.source, begun))
+        moment = max(moment, _time_of(frame, capture.source, begun, moment))
         memory = memory or rules.decision.start(moment)
         before, seen = memory.state, _observed(moment, status, verdict)
         memory = rules.decision.step(memory, seen)
@@ -94,13 +99,15 @@ def verdicts(
         yield found
 
 
-def _time_of(frame: CapturedFrame, source: Source, now: float) -> float:
+def _time_of(frame: CapturedFrame, source: Source, now: float, before: float) -> float:
     """Return the moment that the decision counts by: a file is decided alike however fast it is read.
 
     A camera's frame without picture counts now: one that stands still has the capture time of its last frame.
     """
     if source.live:
         return now if frame.image is None else frame.captured
+    if frame.source_time is None and frame.image is None and before > -math.inf:
+        return before  # damage in a recording whose clock is in its pictures
     return frame.source_time if frame.source_time is not None else frame.index / (source.fps or FILE_FPS)
 
 

@@ -98,8 +98,21 @@ def _opencv() -> Any:
     return cv2
 
 
+def require_utf8(name: str) -> None:
+    """Refuse a name that would end the process inside OpenCV.
+
+    Raises:
+        SourceError: it is not UTF-8.
+    """
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise SourceError(f"the name {name!a} is not UTF-8, and OpenCV cannot take it; rename the file") from error
+
+
 def _open(cv2: Any, what: str | int, api: int, parameters: list[int], options: str | None) -> Any:
     """Return an opened VideoCapture, or None. FFmpeg's options are read from the environment, so opening is locked."""
+    require_utf8(str(what))
     with _environment:
         before = os.environ.get(_OPTIONS)
         if options is not None:
@@ -132,7 +145,9 @@ def _read_file(cv2: Any, capture: Any) -> Iterator[Shot]:
         yield Shot(image, at) if good else Shot(None, at, "a frame of the video could not be converted")
         count += failed + 1
     if count < 0.99 * announced - 1:  # some containers only estimate how many there are
-        yield Shot(None, at, f"the video ends after {count} of {announced:.0f} announced frames: cut off or damaged")
+        yield Shot(
+            None, at, f"the video ends after {count} of {announced:.0f} announced frames: cut off or damaged", True
+        )
 
 
 class _Live:

@@ -65,6 +65,7 @@ class AlarmFrames:
         self._ring_bytes = 0
         self._pending: collections.deque[tuple[str, _Kept]] = collections.deque()
         self._alarm = ""
+        self._newest = -1
         self._left = 0  # frames that the alarm still waits for
 
     def write(self, verdict: StreamVerdict) -> None:
@@ -73,6 +74,14 @@ class AlarmFrames:
         Raises:
             OutputError: the disk is full, or one alarm is larger than all that may be used.
         """
+        again = verdict.frame.index == self._newest
+        self._newest = verdict.frame.index
+        if not (again and verdict.frame.image is None):  # a camera that stands still repeats its last index
+            self._keep(verdict)
+        for _ in range(min(_AT_ONCE, len(self._pending))):
+            self._save(*self._pending.popleft())
+
+    def _keep(self, verdict: StreamVerdict) -> None:
         document, image = record_of(verdict), picture_of(verdict.frame)
         if verdict.changed and verdict.state.name == "UNKNOWN":
             self._alarm = alarm_name(document["time"], verdict.frame.index)
@@ -85,8 +94,6 @@ class AlarmFrames:
             self._pending.append((self._alarm, _Kept(document, None if image is None else image.copy())))
         else:
             self._remember(document, image)
-        for _ in range(min(_AT_ONCE, len(self._pending))):
-            self._save(*self._pending.popleft())
 
     def close(self) -> None:
         """Write what waits.

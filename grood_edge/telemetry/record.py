@@ -25,6 +25,8 @@ def _string(description: str, *values: str) -> dict[str, Any]:
 
 _COUNT = {"type": "integer", "minimum": 0}
 _FLAG = {"type": "boolean"}
+_SAID = ("class_id", "class_name", "ood_score", "p_value", "is_ood", "valid")
+_DRIFT = ("statistic", "p_value", "level", "window", "time", "drifted", "measured")
 _NAMES = ("KNOWN", "UNKNOWN", "UNSURE", "NO-VIEW")
 
 # One type a field and no null anywhere: Foxglove reads neither lists of types nor null. What has no value is left out.
@@ -100,11 +102,9 @@ def record_of(verdict: StreamVerdict) -> dict[str, Any]:
         "dropped": verdict.dropped,
     }
     if said is not None:
-        names = ("class_id", "class_name", "ood_score", "p_value", "is_ood", "valid")
-        document.update({name: getattr(said, name) for name in names})
+        document.update({name: getattr(said, name) for name in _SAID})
     if drift is not None:
-        names = ("statistic", "p_value", "level", "window", "time", "drifted", "measured")
-        document["drift"] = {name: getattr(drift, name) for name in names}
+        document["drift"] = {name: getattr(drift, name) for name in _DRIFT}
     return _known(document)
 
 

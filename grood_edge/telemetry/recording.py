@@ -26,6 +26,10 @@ def open_recording(path: Path, force: bool, source: Source, axis: ScoreAxis) -> 
         UsageError: the path ends neither in `.mp4` nor in `.mkv`.
         OutputError: the folder is missing or not writable, or the file exists without `force`.
     """
+    try:
+        str(path.absolute()).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise OutputError(f"the name {str(path)!a} is not UTF-8, and OpenCV cannot take it; choose another") from error
     check_growing(path, (".mp4", ".mkv"), force)
     open_opencv("Writing a video")
     return Recording(path, source, axis)

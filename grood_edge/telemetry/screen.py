@@ -8,6 +8,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from grood_edge.runtime.drift import Drift
 from grood_edge.runtime.stream import StreamVerdict
 from grood_edge.tables import key_values
 from grood_edge.telemetry.watching import WatchSummary
@@ -28,11 +29,18 @@ def status_line() -> Iterator[Callable[[StreamVerdict], None]]:
     """
     with Live(console=ERR, auto_refresh=False, transient=True) if ERR.is_terminal else nullcontext() as live:
         shown = -1.0
+        told: Drift | None = None
 
         def report(found: StreamVerdict) -> None:
-            nonlocal shown
+            nonlocal shown, told
             if found.changed:
                 tell(f"{found.time:10.2f} s  {found.state.name:<8} {found.state.reason}", _STYLES[found.state.name])
+            if found.drift is not None and found.drift != told:
+                told = found.drift
+                if told.drifted:
+                    kept = "" if told.measured else "; the level is not kept without episodes"
+                    figure = f"distance {told.statistic:.2f}, p {told.p_value:.1g}{kept}"
+                    tell(f"{told.time:10.2f} s  DRIFT    scores no longer look like calibration: {figure}", "yellow")
             now = time.monotonic()
             if live is not None and now - shown >= _SECONDS_A_LINE:
                 live.update(Text(plain_text(_line(found)), _STYLES[found.state.name], no_wrap=True), refresh=True)
@@ -47,9 +55,7 @@ def _line(found: StreamVerdict) -> str:
     parts.append(found.status if said is None else f"{said.class_name}  p {said.p_value:.3f}")
     parts += [f"age {1000 * found.age:.0f} ms", f"dropped {found.dropped}"]
     if found.drift is not None and found.drift.drifted:
-        drift = found.drift
-        kept = "" if drift.measured else ", level not kept: no episodes"
-        parts.append(f"DRIFT {drift.statistic:.2f} at {drift.time:.1f} s{kept}")
+        parts.append(f"DRIFT {found.drift.statistic:.2f}")
     return "  ".join(parts)
 
 

@@ -86,8 +86,8 @@ class Tally:
 
     @property
     def cut_off(self) -> str | None:
-        """What was wrong with the last frame of a source that then ended: a video that was cut off ends so."""
-        return None if self._last is None or self._last.frame.image is not None else self._last.frame.problem
+        """What a recording that ended before its end said of that."""
+        return self._last.frame.problem if self._last is not None and self._last.frame.cut_off else None
 
     def summary(self, ended: str) -> WatchSummary:
         """Return what was counted."""

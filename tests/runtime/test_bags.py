@@ -234,7 +234,7 @@ def test_a_damaged_message_is_a_frame_without_image(tmp_path: Path) -> None:
     messages = [("/camera", IMAGE, numbered(0)), ("/camera", IMAGE, b"\0\1\0\0junk"), ("/camera", IMAGE, numbered(2))]
     frames = frames_of(open_source(str(write_bag(tmp_path / "bag", "SQLITE3", messages))))
     assert values(frames) == [0, None, 2]
-    assert frames[1].source_time == 101.0
+    assert frames[1].source_time is None  # the log may go by another clock than the pictures
     assert "is no sensor_msgs/msg/Image" in str(frames[1].problem)
 
 

@@ -46,7 +46,15 @@ def test_scored_frame() -> None:
         "age": 0.031,
         "latency": 0.0125,
         "dropped": 3,
-        "drift": {"statistic": 0.31, "p_value": 0.0004, "level": 0.001, "window": 200, "time": 7.5, "drifted": True},
+        "drift": {
+            "statistic": 0.31,
+            "p_value": 0.0004,
+            "level": 0.001,
+            "window": 200,
+            "time": 7.5,
+            "drifted": True,
+            "measured": True,
+        },
     }
 
 
