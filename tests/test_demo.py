@@ -7,11 +7,11 @@ from PIL import Image
 from grood_edge.demo.run import run_demo
 from grood_edge.errors import OutputError
 from grood_edge.images import find_images
+from tests.conftest import Demo
 
 
-def test_demo_writes_everything_and_separates(tmp_path: Path) -> None:
-    out = tmp_path / "demo"
-    report = run_demo(out)
+def test_demo_writes_everything_and_separates(demo: Demo) -> None:
+    out, report = demo.folder, demo.report
     assert report.accuracy > 0.95
     by_name = {row.name: row for row in report.sets}
     assert by_name["ID test: digits 0-6"].flagged_share < 0.12
@@ -27,7 +27,7 @@ def test_demo_writes_everything_and_separates(tmp_path: Path) -> None:
     assert len(rows) == len(find_images(out / "images" / "near"))
     assert all(Path(row["path"]).is_file() for row in rows), "rows name the files where they lie in the end"
     assert json.loads((out / "demo.json").read_text())["accuracy"] == report.accuracy
-    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
     with pytest.raises(OutputError, match="--force"):
         run_demo(out)
 

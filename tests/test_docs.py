@@ -9,20 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from grood_edge.demo.run import run_demo
 from grood_edge.export.head import head_nodes
+from tests.conftest import Demo
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?://)([^)#]+)[^)]*\)")
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("docs")
-    run_demo(folder / "grood-demo")
-    return folder
 
 
 def environment() -> dict[str, str]:
@@ -31,10 +24,10 @@ def environment() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if BLOCK.search(p.read_text())], ids=lambda p: p.name)
-def test_every_block_of_the_page_runs(page: Path, demo: Path, tmp_path: Path) -> None:
-    shutil.copytree(demo / "grood-demo", tmp_path / "grood-demo")
+def test_every_block_of_the_page_runs(page: Path, demo: Demo, tmp_path: Path) -> None:
+    shutil.copytree(demo.folder, tmp_path / "grood-demo")
     if page.name == "runtime.md":  # the page starts from an exported model
-        shutil.copy(demo / "grood-demo" / "model.onnx", tmp_path / "model.onnx")
+        shutil.copy(demo.folder / "model.onnx", tmp_path / "model.onnx")
     for language, block in BLOCK.findall(page.read_text()):
         # `pip install` is what `make` did for this very environment
         code = re.sub(r"^pip install .*$", "", block, flags=re.MULTILINE)

@@ -24,6 +24,7 @@ from grood_edge.runtime.compile import NO_DEVICE, CompileOptions, compile_artifa
 from grood_edge.runtime.engine_spec import BuildSpec
 from grood_edge.runtime.trt_api import TrtApi, load_api
 from tests.runtime.engines import EngineFile
+from tests.shared import made_once
 
 PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png")
 COLOR_OPTIONS = PreprocessingOptions(input_size=(48, 48))  # preset imagenet: short side 55, centre crop
@@ -91,13 +92,16 @@ def _trained_color_network(train: Path) -> ColorNetwork:
     return network.eval()
 
 
-@pytest.fixture(scope="session")
-def color_photos(tmp_path_factory: pytest.TempPathFactory) -> ColorPhotos:
-    folder = tmp_path_factory.mktemp("color")
+def _make_color_artifact(folder: Path) -> None:
     _write_crops(folder)
     network = _trained_color_network(folder / "train")
     options = ExportOptions(calibration_data=folder / "calibration", preprocessing=COLOR_OPTIONS)
     export_model(network, folder / "train", folder / "color.onnx", options)
+
+
+@pytest.fixture(scope="session")
+def color_photos(tmp_path_factory: pytest.TempPathFactory) -> ColorPhotos:
+    folder = made_once(tmp_path_factory, "color", _make_color_artifact)
     return ColorPhotos(folder, folder / "color.onnx")
 
 
