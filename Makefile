@@ -5,23 +5,31 @@ BIN := $(VENV)/bin
 MINIMAL := .venv-minimal
 export OMP_NUM_THREADS = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# Images for containers often forbid bytecode; every command that a test starts would then compile the package again.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check clean
+.PHONY: demo test check types lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/grood-edge demo --out grood-demo --force
 
-test: check $(MINIMAL)/.installed
+# The second environment is installed while mypy works; each one's output comes in one piece, and one that fails ends it.
+test: $(VENV)/.installed
+	$(MAKE) -j2 --output-sync=target lint types $(MINIMAL)/.installed
 	GROOD_EDGE_MINIMAL_PYTHON=$(CURDIR)/$(MINIMAL)/bin/python $(BIN)/python -m pytest -n 2
 
-check: $(VENV)/.installed
+check: lint types
+
+lint: $(VENV)/.installed
 	$(BIN)/ruff check grood_edge tests benchmarks examples
 	$(BIN)/ruff format --check grood_edge tests benchmarks examples
-	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The oldest versions that the runtime promises to work with, without torch and onnx.
-$(MINIMAL)/.installed: pyproject.toml Makefile | python
+types: $(VENV)/.installed
+	$(BIN)/mypy
+
+# After the first environment: two installations at once would write the same .egg-info. The oldest versions that the runtime promises to work with, without torch and onnx.
+$(MINIMAL)/.installed: pyproject.toml Makefile | python $(VENV)/.installed
 	$(PYTHON) -m venv $(MINIMAL)
 	$(MINIMAL)/bin/pip install -q -e . "onnxruntime==1.18.0" "numpy==1.26.4" "pillow==10.0.0" "typer==0.19.0" "rich==13.0.0"
 	touch $@
