@@ -1,8 +1,9 @@
-"""The checks of the annotations, at less cost: functions without arrays are checked by beartype alone.
+"""The checks of the annotations, at less cost than jaxtyping's own decorator.
 
-jaxtyping's import hook decorates every function of the package. Its wrapper binds the arguments of each call to names
+jaxtyping's import hook decorates every function of the package. Its decorator binds the arguments of each call to names
 and checks them twice, before and after, so that sizes of the same name agree; that cost more than half of the suite.
-Where no annotation holds an array there are no sizes, and beartype's own wrapper checks the same arguments and results.
+Here beartype's wrapper checks each argument and result once, within jaxtyping's context of sizes where an annotation
+has an array, and without it elsewhere.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 import jaxtyping
 
 _jaxtyped = jaxtyping.jaxtyped
+_PLAIN = (None, Any, ...)
 
 
 def install() -> None:
@@ -25,18 +27,22 @@ def checked(decorated: Any = None, *, typechecker: Callable[[Any], Any]) -> Any:
     """Decorate as `jaxtyping.jaxtyped` does."""
     if decorated is None:
         return functools.partial(checked, typechecker=typechecker)
-    if inspect.isfunction(decorated) and not _may_have_sizes(decorated):
-        return _without_sizes(decorated, typechecker)
-    if dataclasses.is_dataclass(decorated) and inspect.isfunction(vars(decorated).get("__init__")):
+    if inspect.isfunction(decorated):
+        sizes = _may_have_sizes(decorated)
+        if not (sizes and inspect.isgeneratorfunction(decorated)):  # of those jaxtyping checks nothing that is yielded
+            return _checked_once(decorated, typechecker, sizes)
+    elif dataclasses.is_dataclass(decorated) and inspect.isfunction(vars(decorated).get("__init__")):
         setattr(decorated, "__init__", checked(vars(decorated)["__init__"], typechecker=typechecker))  # noqa: B010
         return decorated
     return _jaxtyped(decorated, typechecker=typechecker)
 
 
-def _without_sizes(function: Callable[..., Any], typechecker: Callable[[Any], Any]) -> Callable[..., Any]:
+def _checked_once(function: Callable[..., Any], typechecker: Callable[[Any], Any], sizes: bool) -> Callable[..., Any]:
     strict: Callable[..., Any] = typechecker(function)
     if strict is function:  # nothing is annotated
         return function
+    if sizes:
+        strict = _jaxtyped(strict, typechecker=None)
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -57,6 +63,3 @@ def _may_have_sizes(hint: Any) -> bool:
         return True
     parts = get_args(hint)
     return any(map(_may_have_sizes, parts)) if parts else not (hint in _PLAIN or inspect.isclass(hint))
-
-
-_PLAIN = (None, Any, ...)

@@ -8,7 +8,7 @@ from types import FunctionType, ModuleType
 import numpy as np
 import pytest
 from beartype.roar import BeartypeCallHintViolation
-from jaxtyping import Float32, TypeCheckError
+from jaxtyping import Float32
 
 from grood_edge.scoring import nearest_gap
 from grood_edge.wire import Field, encode_varint, read_varint
@@ -44,7 +44,7 @@ def test_results_of_a_function_without_arrays() -> None:
 def test_fields_of_a_dataclass() -> None:
     with pytest.raises(BeartypeCallHintViolation, match="wire_type"):
         Field(1, "2", b"", b"")  # type: ignore[arg-type]
-    with pytest.raises(TypeCheckError, match="features"):
+    with pytest.raises(BeartypeCallHintViolation, match="features"):
         nearest_gap(np.zeros((2, 3), np.float32), None)  # type: ignore[arg-type]
 
 
@@ -54,9 +54,9 @@ def test_sizes_of_the_same_name_agree() -> None:
 
     row, other = np.zeros(3, np.float32), np.zeros(4, np.float32)
     strict(both)(row, {"b": (row,)})
-    with pytest.raises(TypeCheckError, match="parameters"):
+    with pytest.raises(BeartypeCallHintViolation, match="parameter more"):
         strict(both)(row, {"b": (other,)})
-    with pytest.raises(TypeCheckError, match="return"):
+    with pytest.raises(BeartypeCallHintViolation, match="return"):
         strict(both)(row, {"b": None})
 
 
