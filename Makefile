@@ -28,7 +28,8 @@ lint: $(VENV)/.installed
 types: $(VENV)/.installed
 	$(BIN)/mypy
 
-# After the first environment: two installations at once would write the same .egg-info. The oldest versions that the runtime promises to work with, without torch and onnx.
+# The oldest versions that the runtime promises to work with, without torch and onnx. It waits for the first
+# environment: two installations at once would write the same .egg-info.
 $(MINIMAL)/.installed: pyproject.toml Makefile | python $(VENV)/.installed
 	$(PYTHON) -m venv $(MINIMAL)
 	$(MINIMAL)/bin/pip install -q -e . "onnxruntime==1.18.0" "numpy==1.26.4" "pillow==10.0.0" "typer==0.19.0" "rich==13.0.0"

@@ -29,7 +29,8 @@ def checked(decorated: Any = None, *, typechecker: Callable[[Any], Any]) -> Any:
         return functools.partial(checked, typechecker=typechecker)
     if inspect.isfunction(decorated):
         sizes = _may_have_sizes(decorated)
-        if not (sizes and inspect.isgeneratorfunction(decorated)):  # of those jaxtyping checks nothing that is yielded
+        names = any(isinstance(hint, str) for hint in decorated.__annotations__.values())  # beartype must resolve them
+        if not names and not (sizes and inspect.isgeneratorfunction(decorated)):  # jaxtyping would spoil their hints
             return _checked_once(decorated, typechecker, sizes)
     elif dataclasses.is_dataclass(decorated) and inspect.isfunction(vars(decorated).get("__init__")):
         setattr(decorated, "__init__", checked(vars(decorated)["__init__"], typechecker=typechecker))  # noqa: B010
