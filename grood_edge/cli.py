@@ -26,7 +26,7 @@ from grood_edge.cli_options import (
     Trust,
 )
 from grood_edge.cli_watch import watch_command
-from grood_edge.errors import GroodEdgeError
+from grood_edge.errors import GroodEdgeError, Terminated
 
 __all__ = ["app", "main"]
 
@@ -209,8 +209,6 @@ def main() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    from grood_edge.terminal import Terminated
-
     raise Terminated
 
 

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
 from grood_edge.cli_options import AllowUnreadable, Force, Json, Labels, PerClass, Rule
 from grood_edge.errors import UsageError
-from grood_edge.preprocessing import Camera
+
+if TYPE_CHECKING:
+    from grood_edge.preprocessing import Camera
 
 __all__ = ["export_command", "print_written"]
 
@@ -220,7 +222,9 @@ def _sides(option: str, text: str, expected: str) -> list[int]:
     return _parsed(option, text, lambda t: [int(v) for v in t.lower().split("x")], f"{expected} (height x width)")
 
 
-def _camera(size: str | None, layout: Literal["rgb", "bgr", "gray"] | None) -> Camera | None:
+def _camera(size: str | None, layout: Literal["rgb", "bgr", "gray"] | None) -> "Camera | None":
+    from grood_edge.preprocessing import Camera
+
     if size is None:
         if layout is not None:
             raise UsageError(

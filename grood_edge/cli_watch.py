@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from grood_edge.cli_options import Alpha, Backend, Force, Json, Provider, Trust
-from grood_edge.errors import GroodEdgeError, OutputError, SourceError, UsageError
-from grood_edge.terminal import Terminated
+from grood_edge.errors import GroodEdgeError, OutputError, SourceError, Terminated, UsageError
 
 if TYPE_CHECKING:
     from grood_edge.telemetry.watching import Tally

@@ -7,7 +7,8 @@
     │   ├── ClassifierError   the network: format, opset, feature point, outputs
     │   ├── CalibrationError  an alpha, delta or image count that carries no decision
     │   ├── ArtifactError     an .onnx that is not a whole, current grood-edge artifact
-    │   └── FrameError        a frame of the wrong dtype or shape
+    │   ├── FrameError        a frame of the wrong dtype or shape
+    │   └── SourceError       a camera, video or recording that cannot be opened, or vanished    exit code 3
     ├── OutputError           a result that cannot be written
     ├── VerificationError     a result that was computed, checked and found wrong
     ├── BackendError          a provider or device that does not do what was asked
@@ -28,6 +29,7 @@ __all__ = [
     "MissingExtraError",
     "OutputError",
     "SourceError",
+    "Terminated",
     "UsageError",
     "VerificationError",
 ]
@@ -95,3 +97,7 @@ class MissingExtraError(GroodEdgeError):
             f"{purpose} needs the package {package}, which is not installed. "
             f"Install it with: pip install 'grood-edge[{extra}]' (in a clone: pip install '.[{extra}]')"
         )
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: everything is closed as after Ctrl-C, and the exit code tells them apart where a command says so."""

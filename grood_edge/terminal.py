@@ -13,15 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-__all__ = ["Terminated", "plain_text", "print_json", "progress_bars", "show", "tell"]
+__all__ = ["plain_text", "print_json", "progress_bars", "show", "tell"]
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 OUT = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: everything is closed as after Ctrl-C, and the exit code tells them apart where a command says so."""
 
 
 def tell(text: str, style: str = "") -> None:

@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
-HEAVY = ("torch", "onnx", "onnxruntime", "sklearn", "scipy", "skimage", "jaxtyping", "beartype", "pyarrow", "typer")
+HEAVY = (
+    "torch", "onnx", "onnxruntime", "sklearn", "scipy", "skimage", "jaxtyping", "beartype", "pyarrow", "typer",
+    "cv2", "mcap", "prometheus_client", "rerun", "rosbags",
+)  # fmt: skip
 LIGHT_MODULES = (
     "grood_edge",
     "grood_edge.arrays",
@@ -27,6 +30,8 @@ LIGHT_MODULES = (
     "grood_edge.export",
     "grood_edge.runtime",
     "grood_edge.runtime.replay",
+    "grood_edge.runtime.stream",
+    "grood_edge.telemetry.watching",
 )
 GENEROUS_SECONDS = 1.5  # the promise is 0.15 s; CI machines are shared and slow at times
 
@@ -47,6 +52,12 @@ def heavy_modules_after(statement: str) -> list[str]:
 def test_runtime_and_what_it_needs_are_light() -> None:
     """One interpreter for all: if anything is loaded, the next test names the module that did it."""
     assert heavy_modules_after("\n".join(f"import {name}" for name in LIGHT_MODULES)) == []
+
+
+def test_the_command_line_starts_without_arrays_pictures_and_tables() -> None:
+    """`--help` and every usage error wait for what is imported here."""
+    wanted = "[m for m in ('numpy', 'PIL', 'rich.console', 'onnxruntime') if m in sys.modules]"
+    assert in_fresh_interpreter(f"import sys, json, grood_edge.cli\nprint(json.dumps({wanted}))") == []
 
 
 def test_calibration_on_the_device_loads_neither_torch_nor_onnx() -> None:
