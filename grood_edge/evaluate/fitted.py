@@ -1,6 +1,5 @@
 """The images that an artifact was fitted on, once more: KNN, Mahalanobis, ViM and nearest prototype learn from them."""
 
-import hashlib
 from array import array
 from dataclasses import dataclass, field
 
@@ -11,6 +10,7 @@ from grood_edge.errors import DatasetError
 from grood_edge.evaluate.baselines import FitRows
 from grood_edge.evaluate.passes import BATCH_BYTES, BATCH_IMAGES
 from grood_edge.export.dataset import Sample, open_dataset
+from grood_edge.frame_hashes import digest_of, frame_hash
 from grood_edge.progress import Progress, silent
 from grood_edge.runtime.session import Session
 
@@ -36,8 +36,7 @@ def collect_fit(session: Session, data: str, seed: int = 0, progress: Progress =
     group: list[Sample] = []
     size = done = 0
     for sample in dataset.samples(lambda name, _: unreadable.append(name)):
-        pixels = session.prepare(sample.frame).tobytes()
-        hashes.append(int.from_bytes(hashlib.blake2b(pixels, digest_size=8).digest(), "little"))
+        hashes.append(frame_hash(session.prepare(sample.frame)))
         group.append(sample)
         size += sample.frame.nbytes
         done += 1
@@ -50,8 +49,7 @@ def collect_fit(session: Session, data: str, seed: int = 0, progress: Progress =
     progress("reading the fitted images", done, done)
     if not reservoir.images:
         raise DatasetError(f"--fit {data} gave no image with finite features; expected the images that export got")
-    digest = hashlib.sha256(np.sort(np.array(hashes, "<u8")).tobytes()).hexdigest()
-    return reservoir.rows(digest)
+    return reservoir.rows(digest_of(np.array(hashes, np.uint64)))
 
 
 def _run(session: Session, group: list[Sample], reservoir: "_Reservoir") -> None:

@@ -1,6 +1,5 @@
 """One streaming pass over a set of images: scores, classes and decisions are kept, features and pixels are not."""
 
-import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ import numpy as np
 from grood_edge.arrays import Features, Flags, Frame, Labels, Logits, Scores
 from grood_edge.errors import DatasetError
 from grood_edge.evaluate.sets import LEAST_IMAGES, FolderSet
+from grood_edge.frame_hashes import digest_of, frame_hash
 from grood_edge.images import UNREADABLE_LIMIT, UnreadableImageError, load_image, name_some
 from grood_edge.outputs import Outputs
 from grood_edge.progress import Progress, silent
@@ -54,7 +54,7 @@ class ScoredSet:
     @property
     def digest(self) -> str:
         """SHA-256 (hex) over the sorted hashes: the contract's digest of the same images, in any order."""
-        return hashlib.sha256(np.sort(self.hashes.astype("<u8")).tobytes()).hexdigest()
+        return digest_of(self.hashes)
 
 
 @dataclass
@@ -128,8 +128,7 @@ def score_set(
             except UnreadableImageError as error:
                 unreadable.append((str(path), str(error)))
                 continue
-            pixels = session.prepare(frame).tobytes()
-            hashes.append(int.from_bytes(hashlib.blake2b(pixels, digest_size=8).digest(), "little"))
+            hashes.append(frame_hash(session.prepare(frame)))
             kept.append(index)
             yield frame
 

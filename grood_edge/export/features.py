@@ -5,7 +5,6 @@ frames. With a spool (see `spool`) a pass that was interrupted goes on where it 
 """
 
 import contextlib
-import hashlib
 from array import array
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +21,7 @@ from grood_edge.export.kept_frames import KEPT_BYTES, KEPT_FRAMES, CheckSamples,
 from grood_edge.export.reservoir import Rows
 from grood_edge.export.spool import BatchShape, Spool, SpooledBatch, SpoolPlan, opened_spool
 from grood_edge.export.table import FeatureTable, Gatherer, merged, rows_of
+from grood_edge.frame_hashes import digest_of, frame_hash
 from grood_edge.images import UNREADABLE_LIMIT, name_some
 from grood_edge.ort import OrtModel
 from grood_edge.preprocessing import Preprocessing
@@ -175,7 +175,7 @@ class _Pass:
             held_out=self._held.table() if self._hold_out else None,
             unreadable=tuple(self.unreadable),
             check_samples=tuple(self.check.kept),
-            digest=hashlib.sha256(np.sort(hashes.astype("<u8")).tobytes()).hexdigest(),
+            digest=digest_of(hashes),
             frame_hashes=hashes,
             frames=self._frames.frames[: self._frames.count],
             frame_labels=np.array(self._frames.labels, np.int64),
@@ -246,8 +246,7 @@ def _run(model: OrtModel, group: list[Sample], frames: Frames, reading: Reading)
 
 
 def _hashes(frames: Frames) -> np.ndarray:
-    digests = b"".join(hashlib.blake2b(frame.tobytes(), digest_size=8).digest() for frame in frames)
-    return np.frombuffer(digests, "<u8")
+    return np.array([frame_hash(frame) for frame in frames], np.uint64)
 
 
 def _batches(

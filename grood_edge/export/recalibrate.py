@@ -12,7 +12,6 @@ import numpy as np
 from grood_edge.artifact import Artifact, artifact_bytes, read_artifact
 from grood_edge.camera_part import open_camera, prepared_model
 from grood_edge.contract import MAX_SKETCH, Contract, Fit, OodPrototype, Probe, encode_array
-from grood_edge.errors import DatasetError
 from grood_edge.export.calibration import Promise
 from grood_edge.export.dataset import LabelSource, open_dataset
 from grood_edge.export.features import Reading
@@ -20,6 +19,7 @@ from grood_edge.export.fit import BankSize, FitOptions, Fitted, Passes, calibrat
 from grood_edge.export.ood_prototype import AUTO, OodSource
 from grood_edge.export.selection import MOST_ROWS
 from grood_edge.export.verify import Verification, reopen, require_equal_scores, run_frames, verification_frames
+from grood_edge.frame_hashes import require_new_frames
 from grood_edge.ort import OrtModel, open_ort
 from grood_edge.probes import decode_png, make_probes
 from grood_edge.progress import Progress, silent
@@ -30,7 +30,6 @@ from grood_edge.stored_head import head_from_model, head_tensors, model_with_ten
 __all__ = ["RecalibrateOptions", "RecalibrateReport", "recalibrate"]
 
 ARTIFACTS_OWN = "as in the artifact"  # sources are kept, not chosen again: the graph has nodes for them
-KNOWN_LIMIT = 0.01
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def recalibrate(
         camera=open_camera(artifact.model, before.preprocessing),
     )
     passes = read_passes(dataset, None, model, reading, progress)
-    _require_new_images(artifact, passes)
+    require_new_frames(before.fit, passes.fit.frame_hashes, "images", "images")
     progress("fitting statistics", 0, None)
     fitted = _fitted(artifact, passes, options.threshold_only, fit_options)
     stored = artifact.model
@@ -137,24 +136,6 @@ def _with_old_images(fit: Fit, before: Fit) -> Fit:
     """Keep the hashes of the images that the artifact was fitted on before: the network may have learned from them."""
     both = np.unique(np.concatenate([fit.sketch_hashes(), before.sketch_hashes()]))[:MAX_SKETCH]
     return replace(fit, sketch=encode_array(both.astype("<u8")))
-
-
-def _require_new_images(artifact: Artifact, passes: Passes) -> None:
-    """Refuse images that the artifact was fitted on: they would turn "no guarantee" into a false one.
-
-    The contract keeps the smallest hashes of the fit images; new images with hashes as small must not be among them.
-
-    Raises:
-        DatasetError: says how many of the images are known.
-    """
-    hashes = passes.fit.frame_hashes
-    known, covered = artifact.contract.fit.recognised(hashes)
-    if known > KNOWN_LIMIT * covered:
-        of = "images" if covered == len(hashes) else f"images looked at (a sample of {len(hashes)})"
-        raise DatasetError(
-            f"{known} of {covered} {of} are among those that this artifact was fitted on; their scores say "
-            "nothing about new frames. Give images that neither the network nor the artifact has seen"
-        )
 
 
 def _fit_options(before: Contract, options: RecalibrateOptions) -> FitOptions:

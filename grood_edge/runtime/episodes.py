@@ -12,6 +12,7 @@ from grood_edge.artifact import Artifact, artifact_bytes, read_artifact
 from grood_edge.contract import Contract, StreamCalibration
 from grood_edge.contract_reader import MAX_EPISODES, MAX_FPS
 from grood_edge.errors import DatasetError, UsageError, VerificationError
+from grood_edge.frame_hashes import digest_of, frame_hash, require_new_frames
 from grood_edge.images import UNREADABLE_LIMIT, name_some
 from grood_edge.probes import replay_probes
 from grood_edge.progress import Progress, silent
@@ -26,7 +27,6 @@ __all__ = ["EpisodeOptions", "OpenEpisode", "calibrate_episodes"]
 
 MAX_FRAMES = 20_000_000  # eight bytes each are kept twice
 SAME_RATE = 0.01
-KNOWN_LIMIT = 0.01  # share of frames that the artifact may have been fitted on
 
 OpenEpisode = Callable[[Path], Source]
 
@@ -166,7 +166,7 @@ def _episode(
         bgr = source.color == "bgr" and captured.image.ndim == 3 and captured.image.shape[2] == 3
         frame = captured.image[..., ::-1] if bgr else captured.image
         prepared = session.prepare(frame)
-        hashes.append(int.from_bytes(hashlib.blake2b(prepared.tobytes(), digest_size=8).digest(), "little"))
+        hashes.append(frame_hash(prepared))
         verdict = session.verdicts(session.infer_prepared(prepared[None]))[0]
         values.append(log_e_value(verdict.p_value) - log_c if verdict.valid else np.inf)
     return np.array(values, np.float64)
@@ -184,12 +184,7 @@ def _require_good(artifact: Artifact, scored: ScoredEpisodes, options: EpisodeOp
             f"{len(scored.unreadable)} of {frames} frames cannot be read: {name_some(scored.unreadable)}. Repair or "
             "remove these, or accept it with --allow-unreadable"
         )
-    known, covered = artifact.contract.fit.recognised(scored.hashes)
-    if known > KNOWN_LIMIT * covered:
-        raise DatasetError(
-            f"{known} of {covered} frames looked at are among those that this artifact was fitted on; their scores say "
-            "nothing about new frames. Give video that neither the network nor the artifact has seen"
-        )
+    require_new_frames(artifact.contract.fit, scored.hashes, "frames", "video")
 
 
 def _measured(scored: ScoredEpisodes) -> tuple[StreamCalibration, Correlation]:
@@ -203,7 +198,7 @@ def _measured(scored: ScoredEpisodes) -> tuple[StreamCalibration, Correlation]:
         correlation=seconds,
         interval=seconds,
         maxima=tuple(sorted((largest_evidence(values, every) for values in scored.log_e), reverse=True)),
-        data_digest=hashlib.sha256(np.sort(scored.hashes.astype("<u8")).tobytes()).hexdigest(),
+        data_digest=digest_of(scored.hashes),
     )
     return stream, correlation
 
