@@ -6,6 +6,8 @@ from grood_edge.contract import Contract
 from grood_edge.errors import CalibrationError, UsageError
 from grood_edge.runtime.e_cusum_rule import e_cusum_for
 from grood_edge.runtime.states import (
+    HOLD,
+    NO_VIEW,
     Decision,
     Memory,
     Observation,
@@ -13,6 +15,7 @@ from grood_edge.runtime.states import (
     StateName,
     Status,
     moved,
+    require_seconds,
     scored_p_value,
     unseen,
 )
@@ -30,9 +33,6 @@ __all__ = [
     "parse_decision",
 ]
 
-HOLD = 1.0  # seconds that UNKNOWN lasts at least
-NO_VIEW = 0.5  # seconds without a valid frame, after which there is no view
-
 
 @dataclass(frozen=True)
 class _Frames:
@@ -41,6 +41,11 @@ class _Frames:
     state: State
     begun: float
     recent: tuple[float, ...] = ()
+
+    @classmethod
+    def before(cls, time: float) -> "_Frames":
+        """Return the memory before the first frame."""
+        return cls(State("UNSURE", time, "no frame yet"), time)
 
 
 @dataclass(frozen=True)
@@ -54,11 +59,11 @@ class PerFrame:
     name = "per-frame"
 
     def __post_init__(self) -> None:
-        _require_seconds("no-view", self.no_view)
+        require_seconds("no-view", self.no_view)
 
     def start(self, time: float) -> _Frames:
         """Return the memory before the first frame."""
-        return _Frames(State("UNSURE", time, "no frame yet"), time)
+        return _Frames.before(time)
 
     def step(self, memory: Memory, seen: Observation) -> _Frames:
         """Return the memory after a frame."""
@@ -90,12 +95,12 @@ class Hysteresis:
                 f"hysteresis enters at p_value {self.enter:g} and leaves at {self.votes.leave:g}; expected "
                 "0 < enter <= leave < 1: what has become UNKNOWN needs a larger p_value to be KNOWN again"
             )
-        _require_seconds("hold", self.hold)
-        _require_seconds("no-view", self.no_view)
+        require_seconds("hold", self.hold)
+        require_seconds("no-view", self.no_view)
 
     def start(self, time: float) -> _Frames:
         """Return the memory before the first frame."""
-        return _Frames(State("UNSURE", time, "no frame yet"), time)
+        return _Frames.before(time)
 
     def step(self, memory: Memory, seen: Observation) -> _Frames:
         """Return the memory after a frame."""
@@ -155,8 +160,6 @@ def parse_decision(text: str, contract: Contract, fps: float | None = None, alph
             f"--decision {text}: say how many hours there should be between false alarms, as in e-cusum:hours=8"
         )
     votes = Votes(given.get("leave", min(0.5, 4 * own)), int(given.get("k", 3)), int(given.get("n", 5)))
-    _require_seconds("hold", hold)
-    _require_seconds("no-view", no_view)
     return replace(e_cusum_for(contract, given["hours"], fps, votes), hold=hold, no_view=no_view)
 
 
@@ -179,11 +182,6 @@ def _settings(text: str, rest: str, accepted: tuple[str, ...]) -> dict[str, floa
             kind = "a whole number" if key in ("k", "n") else "a number"
             raise UsageError(f"--decision {text!r}: {part!r}; expected {key}= and {kind}") from error
     return found
-
-
-def _require_seconds(name: str, seconds: float) -> None:
-    if not 0 <= seconds < float("inf"):
-        raise UsageError(f"{name} is {seconds:g} seconds; expected 0 or more")
 
 
 def _require_reachable(enter: float, contract: Contract) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from grood_edge.conformal import DecisionRule
 from grood_edge.contract import Contract
 from grood_edge.errors import UsageError
+from grood_edge.runtime.e_cusum import slack_of
 from grood_edge.runtime.states import Observation, StateName
 
 __all__ = ["Drift", "DriftMemory", "DriftWatch", "drift_watch", "ks_p_value", "ks_statistic"]
@@ -108,7 +109,7 @@ def drift_watch(contract: Contract, fps: float | None = None) -> DriftWatch:
     measured = stream is not None and stream.interval is not None
     interval = stream.interval if stream is not None and stream.interval is not None else UNMEASURED_INTERVAL
     rate = fps if fps is not None else (stream.fps if stream else None)
-    slack = 0.0 if rate is None else min(0.5 / rate, interval / 2)
+    slack = 0.0 if rate is None else slack_of(interval, rate)
     return DriftWatch(contract.calibration.rule(len(contract.classes)), interval, measured, slack)
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "log_e_value",
     "log_e_values",
     "log_threshold",
+    "slack_of",
     "threshold_by_episode",
 ]
 
@@ -114,6 +115,11 @@ def fed_every(interval: float, fps: float) -> int:
     Half a frame too early is in time: frames come with jitter, and 0.4999 s must not become a whole frame more.
     """
     return max(1, math.ceil(interval * fps - 0.5 - 1e-9))
+
+
+def slack_of(interval: float, fps: float) -> float:
+    """Return by how many seconds a frame may come too early and be fed: half a frame, as `fed_every` counts."""
+    return min(0.5 / fps, interval / 2)
 
 
 def largest_evidence(log_e: np.ndarray, every: int) -> float:

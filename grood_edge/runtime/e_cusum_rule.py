@@ -12,9 +12,21 @@ from grood_edge.runtime.e_cusum import (
     fed_every,
     log_e_value,
     log_threshold,
+    slack_of,
     threshold_by_episode,
 )
-from grood_edge.runtime.states import Memory, Observation, State, StateName, moved, scored_p_value, unseen
+from grood_edge.runtime.states import (
+    HOLD,
+    NO_VIEW,
+    Memory,
+    Observation,
+    State,
+    StateName,
+    moved,
+    require_seconds,
+    scored_p_value,
+    unseen,
+)
 from grood_edge.runtime.votes import Votes
 
 __all__ = ["EPISODE_ALPHA", "EPISODE_DELTA", "ECusum", "e_cusum_for"]
@@ -52,9 +64,13 @@ class ECusum:
     slack: float
     promise: str
     votes: Votes
-    hold: float = 1.0
-    no_view: float = 0.5
+    hold: float = HOLD
+    no_view: float = NO_VIEW
     name = "e-cusum"
+
+    def __post_init__(self) -> None:
+        require_seconds("hold", self.hold)
+        require_seconds("no-view", self.no_view)
 
     def start(self, time: float) -> _Evidence:
         """Return the memory before the first frame."""
@@ -124,7 +140,7 @@ def e_cusum_for(contract: Contract, hours: float, fps: float | None, votes: Vote
         promise += ", for independent frames only, which those of a video are not (calibrate --episodes)"
     else:
         log_a, promise = _with_episodes(stream, log_a, promise)
-    return ECusum(log_a, log_c, interval, min(0.5 / rate, interval / 2), promise, votes)
+    return ECusum(log_a, log_c, interval, slack_of(interval, rate), promise, votes)
 
 
 def _interval(stream: StreamCalibration | None) -> float:

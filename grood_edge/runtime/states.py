@@ -1,11 +1,28 @@
 """The words of every decision over time: an observation goes in, a state comes out."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
 from grood_edge.errors import UsageError
 
-__all__ = ["Decision", "Memory", "Observation", "State", "StateName", "Status", "moved", "scored_p_value", "unseen"]
+__all__ = [
+    "HOLD",
+    "NO_VIEW",
+    "Decision",
+    "Memory",
+    "Observation",
+    "State",
+    "StateName",
+    "Status",
+    "moved",
+    "require_seconds",
+    "scored_p_value",
+    "unseen",
+]
+
+HOLD = 1.0  # seconds that UNKNOWN lasts at least
+NO_VIEW = 0.5  # seconds without a valid frame, after which there is no view
 
 Status = Literal["OK", "STALE", "FROZEN", "BLACK", "SATURATED", "INVALID"]
 StateName = Literal["KNOWN", "UNKNOWN", "UNSURE", "NO-VIEW"]
@@ -88,6 +105,16 @@ def unseen(state: State, start: float, seen: Observation, no_view: float) -> Sta
     since = "since the start" if state.last_valid is None else f"for {seen.time - last:.2f} s"
     reason = f"no valid frame {since}; the newest is {seen.status}"
     return State("NO-VIEW", seen.time, reason, None, state.evidence, False, state.last_valid)
+
+
+def require_seconds(name: str, seconds: float) -> None:
+    """Refuse a time that is none.
+
+    Raises:
+        UsageError: it is negative, infinite or NaN.
+    """
+    if not 0 <= seconds < math.inf:
+        raise UsageError(f"{name} is {seconds:g} seconds; expected 0 or more")
 
 
 def scored_p_value(seen: Observation) -> float:
