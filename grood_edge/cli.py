@@ -82,7 +82,7 @@ def score_command(
     from grood_edge.runtime.score import ScoreRow, require_readable, row_writer, score_images
     from grood_edge.runtime.session import open_session
     from grood_edge.tables import score_document, score_tables
-    from grood_edge.terminal import print_json, progress_bars, show, tell
+    from grood_edge.terminal import print_json, progress_bars, show, tell, tell_notes
 
     shown: list[ScoreRow] = []
     writer = nullcontext(_keep(shown, None if as_json else 20)) if out is None else row_writer(out, force)
@@ -98,12 +98,10 @@ def score_command(
             progress=progress,
         ) as session,
     ):
-        for reason in session.fallbacks:
-            tell(f"warning: {reason}", "yellow")
+        tell_notes(session.fallbacks)
         with writer as write:
             summary = score_images(session, sources, write, batch_size, progress, explain)
-        for path, reason in summary.unreadable:
-            tell(f"unreadable: {path}: {reason}", "yellow")
+        tell_notes((), summary.unreadable)
         if as_json:
             print_json(score_document(summary, session, shown, out))
         else:
@@ -148,14 +146,13 @@ def verify_command(
     from grood_edge.probes import replay_probes
     from grood_edge.runtime.session import open_session
     from grood_edge.tables import probe_document, probe_table
-    from grood_edge.terminal import print_json, progress_bars, show, tell
+    from grood_edge.terminal import print_json, progress_bars, show, tell, tell_notes
 
     with (
         progress_bars() as progress,
         open_session(model, backend=backend, provider=provider, trusted_engine=trusted, progress=progress) as session,
     ):
-        for reason in session.fallbacks:
-            tell(f"warning: {reason}", "yellow")
+        tell_notes(session.fallbacks)
         report = replay_probes(session.contract, session.backend.run, session.backend.provider)
     if as_json:
         print_json(probe_document(report))

@@ -89,15 +89,12 @@ def _calibrate_episodes(
     model: Path, episodes: Path, out: Path | None, fps: float | None, force: bool, allow_unreadable: bool, as_json: bool
 ) -> None:
     from grood_edge.runtime.episodes import EpisodeOptions, calibrate_episodes
-    from grood_edge.terminal import print_json, progress_bars, show, tell
+    from grood_edge.terminal import print_json, progress_bars, show, tell, tell_notes
 
     options = EpisodeOptions(fps, force, allow_unreadable)
     with progress_bars() as progress:
         report = calibrate_episodes(model, episodes, out, options, progress)
-    for path, reason in report.unreadable:
-        tell(f"unreadable: {path}: {reason}", "yellow")
-    for warning in report.warnings:
-        tell(f"warning: {warning}", "yellow")
+    tell_notes(report.warnings, report.unreadable)
     if as_json:
         print_json(_document(report))
         return

@@ -51,7 +51,7 @@ def compile_command(
     from grood_edge.artifact import read_artifact
     from grood_edge.runtime.compile import CompileOptions, choose_api, compile_artifact, present_device
     from grood_edge.runtime.engine_spec import BuildSpec, fitting_batch, parse_batch, parse_targets
-    from grood_edge.terminal import print_json, progress_bars, show, tell
+    from grood_edge.terminal import print_json, progress_bars, show, tell, tell_notes
 
     wanted = None if batch is None else parse_batch(batch)
     targets = () if sm is None else parse_targets(sm)
@@ -64,8 +64,7 @@ def compile_command(
     api = choose_api("tensorrt-rtx" if backend is None and targets else backend, device)
     with progress_bars() as progress:
         compiled = compile_artifact(model, api, device, CompileOptions(spec, out, force), progress)
-    for warning in compiled.warnings:
-        tell(f"warning: {warning}", "yellow")
+    tell_notes(compiled.warnings)
     if as_json:
         print_json(_document(compiled))
         return

@@ -19,7 +19,7 @@ __all__ = ["doctor_command", "selftest_command"]
 def doctor_command(as_json: Json = False) -> None:
     """Show what is installed and works here, which backend `auto` takes, and how to get a better one."""
     from grood_edge.runtime.doctor import diagnose
-    from grood_edge.terminal import print_json, show, tell
+    from grood_edge.terminal import print_json, show, tell, tell_notes
 
     found = diagnose()
     if as_json:
@@ -27,8 +27,7 @@ def doctor_command(as_json: Json = False) -> None:
         return
     for table in _diagnosis_tables(found):
         show(table)
-    for warning in found.warnings:
-        tell(f"warning: {warning}", "yellow")
+    tell_notes(found.warnings)
     show(f"--backend auto takes {found.auto}")
     if found.better:
         tell(f"Better, {found.better}")

@@ -33,7 +33,7 @@ def evaluate_command(
     from grood_edge.evaluate.summary import evaluation_document, evaluation_tables
     from grood_edge.runtime.session import open_session
     from grood_edge.tables import decision_rows
-    from grood_edge.terminal import print_json, progress_bars, show, tell
+    from grood_edge.terminal import print_json, progress_bars, show, tell, tell_notes
 
     options = EvaluateOptions(model, id_, parse_ood(ood or ()), corrupt, baselines, fit, allow_unreadable)
     check_report(report, force)
@@ -41,10 +41,7 @@ def evaluate_command(
         found = evaluate(session, options, progress)
         if report is not None:
             write_report(report, force, found, options, session, decision_rows(session.contract))
-    for warning in found.warnings:
-        tell(f"warning: {warning}", "yellow")
-    for path, reason in found.unreadable:
-        tell(f"unreadable: {path}: {reason}", "yellow")
+    tell_notes(found.warnings, found.unreadable)
     if as_json:
         print_json(evaluation_document(found))
         return

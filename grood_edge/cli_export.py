@@ -168,12 +168,9 @@ def export_command(
 def print_written(report: Any, as_json: bool, next_command: str) -> None:
     """Print what an export or a recalibration wrote, and the command that comes next."""
     from grood_edge.tables import written_document, written_table
-    from grood_edge.terminal import print_json, show, tell
+    from grood_edge.terminal import print_json, show, tell, tell_notes
 
-    for path, reason in report.unreadable:
-        tell(f"unreadable: {path}: {reason}", "yellow")
-    for warning in report.warnings:
-        tell(f"warning: {warning}", "yellow")
+    tell_notes(report.warnings, report.unreadable)
     if as_json:
         print_json(written_document(report))
         return

@@ -61,7 +61,7 @@ def watch_command(
     from grood_edge.telemetry.outputs import Asked, open_sinks
     from grood_edge.telemetry.screen import status_line
     from grood_edge.telemetry.watching import Tally, watch
-    from grood_edge.terminal import progress_bars, tell
+    from grood_edge.terminal import progress_bars, tell_notes
 
     tally = Tally()
     try:
@@ -76,8 +76,7 @@ def watch_command(
                         trusted_engine=trusted, progress=progress,
                     )
                 )  # fmt: skip
-            for reason in session.fallbacks:
-                tell(f"warning: {reason}", "yellow")
+            tell_notes(session.fallbacks)
             camera = session.contract.preprocessing.camera
             patience = max_age if frames.live else None  # files wait
             rules = StreamRules(

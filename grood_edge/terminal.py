@@ -5,7 +5,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-__all__ = ["plain_text", "print_json", "progress_bars", "show", "tell"]
+__all__ = ["plain_text", "print_json", "progress_bars", "show", "tell", "tell_notes"]
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 OUT = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
@@ -23,6 +23,14 @@ ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 def tell(text: str, style: str = "") -> None:
     """Say something beside the result."""
     ERR.print(plain_text(text), style=style, markup=False)
+
+
+def tell_notes(warnings: Iterable[str], unreadable: Iterable[tuple[str, str]] = ()) -> None:
+    """Say what could not be read, as (name, reason), and what one should know about a result."""
+    for name, reason in unreadable:
+        tell(f"unreadable: {name}: {reason}", "yellow")
+    for warning in warnings:
+        tell(f"warning: {warning}", "yellow")
 
 
 def plain_text(text: str) -> str:
