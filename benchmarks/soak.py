@@ -20,6 +20,7 @@ import numpy as np
 from grood_edge.arrays import Frames
 from grood_edge.artifact import read_artifact
 from grood_edge.outputs import Outputs
+from grood_edge.preprocessing import Color
 from grood_edge.runtime import open_session
 from grood_edge.runtime.decision import parse_decision
 from grood_edge.runtime.drift import drift_watch
@@ -27,7 +28,7 @@ from grood_edge.runtime.health import HealthRules
 from grood_edge.runtime.mailbox import Capture, FramePolicy
 from grood_edge.runtime.onnxrt import OnnxRuntimeBackend
 from grood_edge.runtime.selftest import MODEL
-from grood_edge.runtime.sources import CapturedFrame, Color
+from grood_edge.runtime.sources import CapturedFrame
 from grood_edge.runtime.stream import StreamRules, StreamVerdict, verdicts
 from grood_edge.telemetry.jsonl import open_json_lines
 from grood_edge.telemetry.watching import Tally, watch

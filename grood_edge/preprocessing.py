@@ -20,6 +20,7 @@ from grood_edge.resampling import Placement, SourceSpan, resample
 __all__ = [
     "PRESETS",
     "Camera",
+    "Color",
     "Preprocessing",
     "PreprocessingOptions",
     "camera_frame",
@@ -27,6 +28,8 @@ __all__ = [
     "preprocess_frame",
     "resolve_preprocessing",
 ]
+
+Color = Literal["rgb", "bgr"]  # order of the channels of a frame
 
 MAX_SIDE = 16_384
 MAX_CAMERA_PIXELS = 1 << 25  # an 8k frame has 33,177,600
@@ -227,7 +230,7 @@ def preprocess_frame(frame: Frame, preprocessing: Preprocessing) -> InputFrame:
     return whole
 
 
-def camera_frame(frame: Frame, camera: Camera, color: Literal["rgb", "bgr"]) -> InputFrame:
+def camera_frame(frame: Frame, camera: Camera, color: Color) -> InputFrame:
     """Return a raw frame of the camera in the camera's order of channels; it is copied only where that differs.
 
     Raises:

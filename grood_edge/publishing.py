@@ -9,7 +9,7 @@ from pathlib import Path
 
 from grood_edge.errors import OutputError
 
-__all__ = ["check_output", "publish", "published", "write_through"]
+__all__ = ["check_output", "publish", "published", "write_error", "write_through"]
 
 
 def check_output(path: Path, force: bool) -> None:
@@ -47,6 +47,12 @@ def publish(data: bytes, path: Path, force: bool, check: Callable[[Path], None] 
         check(temporary)
 
 
+def write_error(path: Path, error: OSError, rest: str) -> OutputError:
+    """Return the error that says why a file cannot be written, and what became of it."""
+    reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+    return OutputError(f"cannot write {path}: {reason}; {rest}")
+
+
 def write_through(path: Path, data: bytes) -> None:
     """Write a file, and wait until the disk has it."""
     with path.open("wb") as file:
@@ -78,8 +84,7 @@ def published(path: Path, force: bool, mode: int = 0o666) -> Iterator[Path]:
         else:
             _move_without_replacing(temporary, target)
     except OSError as error:
-        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
-        raise OutputError(f"cannot write {path}: {reason}; nothing was changed") from error
+        raise write_error(path, error, "nothing was changed") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -3,18 +3,16 @@
 Pillow resizes, and allocates what it needs for that. A frame that needs no resizing is copied; nothing is allocated.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from grood_edge.arrays import InputFrame
 from grood_edge.errors import FrameError
-from grood_edge.preprocessing import Camera, Preprocessing, preprocess_frame
+from grood_edge.preprocessing import Camera, Color, Preprocessing, preprocess_frame
 
-__all__ = ["Color", "array_view", "write_frame"]
-
-Color = Literal["rgb", "bgr"]
+__all__ = ["array_view", "write_frame"]
 
 # https://dmlc.github.io/dlpack/latest/c_api.html: DLDeviceType
 _HOST_DEVICES = (1, 3, 11)  # memory of the CPU, also where it is pinned for CUDA or ROCm

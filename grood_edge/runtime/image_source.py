@@ -9,7 +9,8 @@ import numpy as np
 
 from grood_edge.errors import SourceError
 from grood_edge.images import UnreadableImageError, find_images, load_image
-from grood_edge.runtime.sources import Clock, Color, Shot, Source, StreamedSource
+from grood_edge.preprocessing import Color
+from grood_edge.runtime.sources import Clock, Shot, Source, StreamedSource
 
 __all__ = ["iterator_source", "open_images", "replay"]
 
@@ -100,4 +101,4 @@ def _when_due(source: Source, fps: float | None, closed: threading.Event, clock:
             wait = start + at - first - clock()
             if wait > 0 and closed.wait(wait):
                 return
-        yield Shot(frame.image, at, frame.problem)
+        yield Shot(frame.image, at, frame.problem, frame.cut_off)

@@ -16,12 +16,13 @@ from grood_edge.contract import Contract
 from grood_edge.errors import ArtifactError, BackendError, FrameError, UsageError
 from grood_edge.ort import OrtModel
 from grood_edge.outputs import Outputs, concatenated
+from grood_edge.preprocessing import Color
 from grood_edge.progress import Progress, silent
 from grood_edge.runtime.backend import Backend, FreshLane, Lane, LendingBackend
 from grood_edge.runtime.choose import BackendName, Choice, Chosen, choose_backend
 from grood_edge.runtime.decisions import class_thresholds, is_alarm
 from grood_edge.runtime.explain import Reason, reasons
-from grood_edge.runtime.frames import Color, array_view, write_frame
+from grood_edge.runtime.frames import array_view, write_frame
 from grood_edge.scoring import Head
 from grood_edge.stored_head import head_from_model
 

@@ -7,16 +7,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from grood_edge.errors import SourceError, UsageError
 from grood_edge.images import IMAGE_SUFFIXES
+from grood_edge.preprocessing import Color
 
-__all__ = ["CapturedFrame", "Clock", "Color", "Shot", "Source", "SourceOptions", "StreamedSource", "open_source"]
+__all__ = ["CapturedFrame", "Clock", "Shot", "Source", "SourceOptions", "StreamedSource", "open_source"]
 
-Color = Literal["rgb", "bgr"]
 Clock = Callable[[], float]
 
 

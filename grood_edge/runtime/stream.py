@@ -71,16 +71,9 @@ def verdicts(
     memory: Memory | None = None
     moment = -math.inf
     for captured in capture:
-        frame = captured
         begun = clock()
-        health, status = check_frame(rules.health, health, frame, begun)
-        verdict = None
-        if status == "OK" and frame.image is not None:
-            try:
-                verdict = session.predict(frame.image)
-                status = "OK" if verdict.valid else "INVALID"
-            except FrameError as error:  # such as a grey frame among those of a colour camera
-                status, frame = "INVALID", replace(frame, problem=str(error))
+        health, status = check_frame(rules.health, health, captured, begun)
+        frame, status, verdict = _scored(session, captured, status)
         done = clock()
         moment = max(moment, _time_of(frame, capture.source, begun, moment))
         memory = memory or rules.decision.start(moment)
@@ -97,6 +90,17 @@ def verdicts(
         if found.changed and on_change is not None:
             on_change(found)
         yield found
+
+
+def _scored(session: Session, frame: CapturedFrame, status: Status) -> tuple[CapturedFrame, Status, Verdict | None]:
+    """Score a frame that is OK; what the session refuses or cannot answer becomes INVALID."""
+    if status != "OK" or frame.image is None:
+        return frame, status, None
+    try:
+        verdict = session.predict(frame.image)
+    except FrameError as error:  # such as a grey frame among those of a colour camera
+        return replace(frame, problem=str(error)), "INVALID", None
+    return frame, "OK" if verdict.valid else "INVALID", verdict
 
 
 def _time_of(frame: CapturedFrame, source: Source, now: float, before: float) -> float:

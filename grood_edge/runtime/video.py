@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from grood_edge.errors import MissingExtraError, SourceError
+from grood_edge.errors import GroodEdgeError, MissingExtraError, SourceError
 from grood_edge.images import MAX_PIXELS
 from grood_edge.runtime.sources import Clock, Shot, Source, SourceOptions, StreamedSource
 
-__all__ = ["open_camera", "open_video"]
+__all__ = ["open_camera", "open_opencv", "open_video", "require_utf8"]
 
 # Containers only: playlists (hls, dash, concat, sdp) and image sequences name other files and hosts.
 _CONTAINERS = "mov,avi,matroska,webm,mpegts,mpeg,mpegvideo,h264,hevc,m4v,flv,ogg,asf,mjpeg,gif,ivf"
@@ -40,7 +40,7 @@ def open_video(path: Path, clock: Clock = time.monotonic) -> Source:
         SourceError: it is no video that FFmpeg reads, is a playlist, or its frames are too large.
         MissingExtraError: OpenCV is not installed.
     """
-    cv2 = _opencv()
+    cv2 = open_opencv("reading videos and cameras")
     capture = _open(cv2, str(path.absolute()), cv2.CAP_FFMPEG, [], _FILE_OPTIONS)
     if capture is None:
         raise SourceError(
@@ -68,7 +68,7 @@ def open_camera(spec: str, options: SourceOptions, clock: Clock = time.monotonic
         SourceError: it is not there, is no camera, or this OpenCV cannot open it.
         MissingExtraError: OpenCV is not installed.
     """
-    cv2 = _opencv()
+    cv2 = open_opencv("reading videos and cameras")
     name, connect = _connection(cv2, spec, options)
     capture = connect()
     if capture is None:
@@ -86,33 +86,33 @@ def open_camera(spec: str, options: SourceOptions, clock: Clock = time.monotonic
     )
 
 
-def _opencv() -> Any:
-    """Import OpenCV, silent unless the user set its own variables: what goes wrong is said by errors and problems."""
+def open_opencv(purpose: str) -> Any:
+    """Return the module cv2, silent unless the user set its own variables: errors and problems say what goes wrong.
+
+    Raises:
+        MissingExtraError: OpenCV is not installed.
+    """
     if "cv2" not in sys.modules:
         os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET; read when FFmpeg is first used
     try:
         import cv2
     except ImportError as error:
-        raise MissingExtraError("opencv-python-headless", "video", "reading videos and cameras") from error
+        raise MissingExtraError("opencv-python-headless", "video", purpose) from error
     return cv2
 
 
-def require_utf8(name: str) -> None:
-    """Refuse a name that would end the process inside OpenCV.
-
-    Raises:
-        SourceError: it is not UTF-8.
-    """
+def require_utf8(name: str, kind: type[GroodEdgeError]) -> None:
+    """Refuse a name that would end the process inside OpenCV; the error is of the given kind."""
     try:
         name.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise SourceError(f"the name {name!a} is not UTF-8, and OpenCV cannot take it; rename the file") from error
+        raise kind(f"the name {name!a} is not UTF-8, and OpenCV cannot take it; choose another") from error
 
 
 def _open(cv2: Any, what: str | int, api: int, parameters: list[int], options: str | None) -> Any:
     """Return an opened VideoCapture, or None. FFmpeg's options are read from the environment, so opening is locked."""
-    require_utf8(str(what))
+    require_utf8(str(what), SourceError)
     with _environment:
         before = os.environ.get(_OPTIONS)
         if options is not None:

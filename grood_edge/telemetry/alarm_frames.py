@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from grood_edge.errors import OutputError, UsageError
-from grood_edge.publishing import published
+from grood_edge.publishing import published, write_error
 from grood_edge.runtime.sources import Source
 from grood_edge.runtime.stream import StreamVerdict
 from grood_edge.telemetry.alarm_folder import AlarmFolder, alarm_name
-from grood_edge.telemetry.disk import write_error
 from grood_edge.telemetry.picture import jpeg, picture_of
 from grood_edge.telemetry.record import json_bytes, record_of
 

@@ -1,15 +1,15 @@
 """Files that grow while the stream runs: created at the first frame, and stopped before the disk is full."""
 
-import errno
 import os
 import shutil
 from pathlib import Path
 
 from grood_edge.errors import OutputError, UsageError
-from grood_edge.publishing import check_output
+from grood_edge.publishing import check_output, write_error
 
-__all__ = ["RESERVE", "check_growing", "create", "require_room", "write_error"]
+__all__ = ["KEPT", "RESERVE", "check_growing", "create", "require_room"]
 
+KEPT = "what was written before is kept"
 RESERVE = 32 * 2**20  # bytes left free: an index or a footer still has to be written at the end
 
 
@@ -35,7 +35,7 @@ def create(path: Path, force: bool) -> int:
     try:
         return os.open(path, flags, 0o666)
     except OSError as error:
-        raise write_error(path, error) from error
+        raise write_error(path, error, KEPT) from error
 
 
 def require_room(path: Path, more: int = 0) -> None:
@@ -50,9 +50,3 @@ def require_room(path: Path, more: int = 0) -> None:
             f"the disk of {path} is nearly full: {free / 2**20:.0f} MiB are free, and {least / 2**20:.0f} MiB "
             "must stay so that the file can be finished; it was ended here. Make room, or write to another disk"
         )
-
-
-def write_error(path: Path, error: OSError, rest: str = "what was written before is kept") -> OutputError:
-    """Return the error that says why a file cannot go on, and what became of it."""
-    reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
-    return OutputError(f"cannot write {path}: {reason}; {rest}")

@@ -4,8 +4,9 @@ import contextlib
 import os
 from pathlib import Path
 
+from grood_edge.publishing import write_error
 from grood_edge.runtime.stream import StreamVerdict
-from grood_edge.telemetry.disk import check_growing, create, write_error
+from grood_edge.telemetry.disk import KEPT, check_growing, create
 from grood_edge.telemetry.record import json_bytes, record_of
 
 __all__ = ["JsonLinesLog", "open_json_lines"]
@@ -62,6 +63,6 @@ class JsonLinesLog:
         try:
             os.fsync(file)
         except OSError as error:
-            raise write_error(self.path, error) from error
+            raise write_error(self.path, error, KEPT) from error
         finally:
             os.close(file)

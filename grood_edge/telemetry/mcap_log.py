@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from grood_edge.errors import MissingExtraError
+from grood_edge.publishing import write_error
 from grood_edge.runtime.stream import StreamVerdict
-from grood_edge.telemetry.disk import check_growing, create, require_room, write_error
+from grood_edge.telemetry.disk import check_growing, create, require_room
 from grood_edge.telemetry.record import RECORD_SCHEMA, json_bytes, record_of, wall_time
 
 __all__ = ["TOPIC", "McapLog", "open_mcap"]

@@ -11,13 +11,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from grood_edge.conformal import DecisionRule
 from grood_edge.contract import Contract
-from grood_edge.errors import MissingExtraError
+from grood_edge.preprocessing import Color
 from grood_edge.runtime.decision import StateName
-from grood_edge.runtime.sources import Color
 from grood_edge.runtime.stream import StreamVerdict
+from grood_edge.runtime.video import open_opencv
 from grood_edge.telemetry.picture import picture_of
 
-__all__ = ["Overlay", "ScoreAxis", "open_opencv", "score_axis"]
+__all__ = ["Overlay", "ScoreAxis", "score_axis"]
 
 MIN_WIDTH, MAX_WIDTH = 480, 1280  # of the picture; smaller frames are enlarged, larger ones reduced
 MAX_HEIGHT = 1080
@@ -31,19 +31,6 @@ COLOURS: dict[StateName, tuple[int, int, int]] = {
 }
 _BACK, _TEXT, _DIM, _GRID = (26, 22, 20), (245, 242, 240), (176, 166, 160), (84, 75, 70)
 _DRAWABLE = "\u024f"  # the last letter that Pillow's own font has: Latin with accents
-
-
-def open_opencv(purpose: str) -> Any:
-    """Return the module cv2.
-
-    Raises:
-        MissingExtraError: OpenCV is not installed.
-    """
-    try:
-        import cv2
-    except ImportError as error:
-        raise MissingExtraError("opencv-python-headless", "video", purpose) from error
-    return cv2
 
 
 @dataclass(frozen=True)
@@ -84,7 +71,6 @@ class Overlay:
         self._canvas = np.empty((0, 0, 3), np.uint8)
         self._unit = 1.0  # what a pixel of a picture 640 wide is here
         self._head = self._strip = 0
-        self._began: float | None = None  # when the state began, by the frame's own clock
         self._fonts: dict[int, Any] = {}
 
     def draw(self, verdict: StreamVerdict) -> np.ndarray:
@@ -94,8 +80,6 @@ class Overlay:
         self._points.append(_Point(score, verdict.state.name))
         if not self._canvas.size:
             self._lay_out((272, 640) if image is None else (image.shape[0], image.shape[1]))
-        if verdict.changed or self._began is None:
-            self._began = _clock(verdict)
         height = self._canvas.shape[0]
         self._paste(self._drawn_head(verdict), 0)
         self._fill_picture(image)
@@ -159,9 +143,8 @@ class Overlay:
             doubted = said.is_ood or verdict.state.name == "UNKNOWN"
             name = _fitted(_drawable(said.class_name, said.class_id) + "?" * doubted, large, room)
             draw.text((chip + 10 * unit, middle), name, _DIM if doubted else _TEXT, large, "lm")
-        clock = _clock(verdict)
-        since = max(0.0, clock - (self._began or 0.0))
-        where = f"frame {verdict.frame.index}" + ("" if verdict.frame.source_time is None else f"  {clock:.2f} s")
+        since, clock = max(0.0, verdict.time - verdict.state.since), verdict.frame.source_time
+        where = f"frame {verdict.frame.index}" + ("" if clock is None else f"  {clock:.2f} s")
         low = self._head - 12 * unit
         draw.text((right, low), where, _DIM, small, "rm")
         why = f"for {since:.1f} s: {verdict.frame.problem or verdict.state.reason}"
@@ -223,10 +206,6 @@ def _runs(points: Iterable[_Point]) -> list[tuple[int, list[_Point]]]:
             runs.append((index, []))
         runs[-1][1].append(point)
     return runs
-
-
-def _clock(verdict: StreamVerdict) -> float:
-    return verdict.frame.captured if verdict.frame.source_time is None else verdict.frame.source_time
 
 
 def _drawable(text: str, class_id: int | None = None) -> str:

@@ -5,7 +5,8 @@ import io
 import numpy as np
 from PIL import Image
 
-from grood_edge.runtime.sources import CapturedFrame, Color
+from grood_edge.preprocessing import Color
+from grood_edge.runtime.sources import CapturedFrame
 
 __all__ = ["jpeg", "picture_of"]
 

@@ -4,8 +4,9 @@ import datetime
 import json
 import math
 import time
-from typing import Any
+from typing import Any, get_args
 
+from grood_edge.runtime.states import StateName, Status
 from grood_edge.runtime.stream import StreamVerdict
 
 __all__ = ["RECORD_SCHEMA", "iso_time", "json_bytes", "record_of", "wall_time"]
@@ -27,7 +28,6 @@ _COUNT = {"type": "integer", "minimum": 0}
 _FLAG = {"type": "boolean"}
 _SAID = ("class_id", "class_name", "ood_score", "p_value", "is_ood", "valid")
 _DRIFT = ("statistic", "p_value", "level", "window", "time", "drifted", "measured")
-_NAMES = ("KNOWN", "UNKNOWN", "UNSURE", "NO-VIEW")
 
 # One type a field and no null anywhere: Foxglove reads neither lists of types nor null. What has no value is left out.
 RECORD_SCHEMA: dict[str, Any] = {
@@ -40,11 +40,11 @@ RECORD_SCHEMA: dict[str, Any] = {
         source=_string("name of the source"),
         index={**_COUNT, "description": "of the frame in the source"},
         source_time=_number("seconds on the source's own clock"),
-        status=_string("whether it was scored, or why not", "OK", "STALE", "FROZEN", "BLACK", "SATURATED", "INVALID"),
+        status=_string("whether it was scored, or why not", *get_args(Status)),
         problem=_string("what the source delivered instead of a picture"),
         state=_object(
             ("name", "since", "reason", "fed"),
-            name=_string("what is held to be true after this frame", *_NAMES),
+            name=_string("what is held to be true after this frame", *get_args(StateName)),
             since=_number("seconds on the decision's clock when it began"),
             reason=_string("why"),
             class_name=_string("in the state KNOWN"),

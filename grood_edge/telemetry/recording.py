@@ -8,8 +8,9 @@ import numpy as np
 from grood_edge.errors import OutputError
 from grood_edge.runtime.sources import Source
 from grood_edge.runtime.stream import StreamVerdict
+from grood_edge.runtime.video import open_opencv, require_utf8
 from grood_edge.telemetry.disk import check_growing, require_room
-from grood_edge.telemetry.overlay import Overlay, ScoreAxis, open_opencv
+from grood_edge.telemetry.overlay import Overlay, ScoreAxis
 
 __all__ = ["Recording", "open_recording"]
 
@@ -26,10 +27,7 @@ def open_recording(path: Path, force: bool, source: Source, axis: ScoreAxis) -> 
         UsageError: the path ends neither in `.mp4` nor in `.mkv`.
         OutputError: the folder is missing or not writable, or the file exists without `force`.
     """
-    try:
-        str(path.absolute()).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise OutputError(f"the name {str(path)!a} is not UTF-8, and OpenCV cannot take it; choose another") from error
+    require_utf8(str(path.absolute()), OutputError)
     check_growing(path, (".mp4", ".mkv"), force)
     open_opencv("Writing a video")
     return Recording(path, source, axis)

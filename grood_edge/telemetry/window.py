@@ -7,7 +7,8 @@ from collections.abc import Callable
 from grood_edge.errors import BackendError
 from grood_edge.runtime.sources import Source
 from grood_edge.runtime.stream import StreamVerdict
-from grood_edge.telemetry.overlay import Overlay, ScoreAxis, open_opencv
+from grood_edge.runtime.video import open_opencv
+from grood_edge.telemetry.overlay import Overlay, ScoreAxis
 
 __all__ = ["Window", "open_window"]
 

@@ -16,13 +16,14 @@ from grood_edge.demo.images import DemoImages
 from grood_edge.errors import DatasetError, OutputError, UsageError, VerificationError
 from grood_edge.export import RecalibrateOptions, recalibrate
 from grood_edge.images import find_images, load_image
+from grood_edge.preprocessing import Color
 from grood_edge.runtime import episodes as module
 from grood_edge.runtime import open_session, sources
 from grood_edge.runtime.decision import parse_decision
 from grood_edge.runtime.e_cusum import largest_evidence, log_e_value
 from grood_edge.runtime.episodes import EpisodeOptions, calibrate_episodes
 from grood_edge.runtime.selftest import MODEL
-from grood_edge.runtime.sources import CapturedFrame, Color
+from grood_edge.runtime.sources import CapturedFrame
 
 FPS = 10.0
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from grood_edge.errors import SourceError, UsageError
+from grood_edge.preprocessing import Color
 from grood_edge.runtime.image_source import iterator_source
 from grood_edge.runtime.mailbox import Capture, FramePolicy, Mailbox, parse_policy
-from grood_edge.runtime.sources import CapturedFrame, Color, Source
+from grood_edge.runtime.sources import CapturedFrame, Source
 
 IMAGE = np.zeros((4, 6, 3), np.uint8)
 

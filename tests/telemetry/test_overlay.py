@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from grood_edge.errors import MissingExtraError
+from grood_edge.preprocessing import Color
 from grood_edge.runtime.decision import StateName
 from grood_edge.runtime.selftest import MODEL
 from grood_edge.runtime.session import open_session
-from grood_edge.runtime.sources import Color
 from grood_edge.telemetry.overlay import COLOURS, Overlay, score_axis
 from tests.telemetry.conftest import AXIS, verdict_of
 
