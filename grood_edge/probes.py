@@ -15,7 +15,7 @@ from PIL import Image
 
 from grood_edge.arrays import Frames, InputFrame
 from grood_edge.contract import Contract, Probe
-from grood_edge.contract_reader import MAX_PROBE_CHARACTERS, MAX_PROBES
+from grood_edge.contract_rules import MAX_PROBE_CHARACTERS, MAX_PROBES
 from grood_edge.errors import ArtifactError, UsageError, VerificationError
 from grood_edge.outputs import Outputs
 from grood_edge.preprocessing import Preprocessing

@@ -16,6 +16,7 @@ from grood_edge.artifact import read_artifact
 from grood_edge.conformal import rank_for
 from grood_edge.contract import (
     CONTRACT_VERSION,
+    MAX_SKETCH,
     BankTrial,
     Calibration,
     Candidate,
@@ -35,7 +36,8 @@ from grood_edge.contract import (
     encode_array,
     encode_scores,
 )
-from grood_edge.contract_reader import MAX_CONTRACT_BYTES, MAX_SKETCH, MAX_TRIALS, contract_from_json
+from grood_edge.contract_reader import MAX_CONTRACT_BYTES, contract_from_json
+from grood_edge.contract_rules import MAX_TRIALS
 from grood_edge.errors import ArtifactError, CalibrationError
 from grood_edge.preprocessing import Preprocessing
 

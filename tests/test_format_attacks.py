@@ -24,8 +24,9 @@ from onnx import AttributeProto, ModelProto, SparseTensorProto, TensorProto, hel
 from grood_edge import artifact as artifact_module
 from grood_edge import graph_check
 from grood_edge.artifact import artifact_bytes, read_artifact
-from grood_edge.contract import encode_array
-from grood_edge.contract_reader import MAX_OOD_PROTOTYPES, MAX_SKETCH, MAX_TRIALS, contract_from_json
+from grood_edge.contract import MAX_SKETCH, encode_array
+from grood_edge.contract_reader import contract_from_json
+from grood_edge.contract_rules import MAX_OOD_PROTOTYPES, MAX_TRIALS
 from grood_edge.errors import ArtifactError
 from grood_edge.graph_check import MAX_GRAPH_DEPTH, MAX_KNOTS
 from grood_edge.probes import decode_png

@@ -14,7 +14,7 @@ from PIL import Image
 from grood_edge.arrays import Frames, InputFrame
 from grood_edge.artifact import read_artifact
 from grood_edge.contract import Contract, Probe, encode_scores
-from grood_edge.contract_reader import MAX_PROBE_CHARACTERS, MAX_PROBES
+from grood_edge.contract_rules import MAX_PROBE_CHARACTERS, MAX_PROBES
 from grood_edge.demo.images import DemoImages
 from grood_edge.errors import ArtifactError, VerificationError
 from grood_edge.images import find_images, load_image

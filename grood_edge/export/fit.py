@@ -10,7 +10,8 @@ import numpy as np
 
 from grood_edge.arrays import Features
 from grood_edge.contract import MAX_SKETCH, Calibration, Fit, GradientBank, Scale, Selection, encode_array
-from grood_edge.contract_reader import MAX_SCALE, MAX_TEXT, MIN_SCALE, is_plain_name
+from grood_edge.contract_reader import MAX_TEXT, is_plain_name
+from grood_edge.contract_rules import MAX_SCALE, MIN_SCALE
 from grood_edge.errors import DatasetError, UsageError
 from grood_edge.export.bank import BankRows, HeadPlan, bank_candidates, fit_head
 from grood_edge.export.calibration import (

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from grood_edge.arrays import Frame, InputFrame
 from grood_edge.camera_part import simulated_frame
-from grood_edge.contract_reader import MAX_PROBES, MAX_TEXT, is_plain_name
+from grood_edge.contract_reader import MAX_TEXT, is_plain_name
+from grood_edge.contract_rules import MAX_PROBES
 from grood_edge.errors import DatasetError, OutputError, UsageError
 from grood_edge.export.calibration import Promise
 from grood_edge.export.camera import camera_model

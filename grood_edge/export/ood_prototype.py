@@ -7,7 +7,7 @@ import numpy as np
 
 from grood_edge.arrays import Features, Frames, Labels, Prototypes, Vector64
 from grood_edge.contract import OodPrototype
-from grood_edge.contract_reader import MAX_OOD_PROTOTYPES
+from grood_edge.contract_rules import MAX_OOD_PROTOTYPES
 from grood_edge.errors import UsageError
 from grood_edge.export.dataset import open_dataset
 from grood_edge.export.features import Reading, collect_features

@@ -10,7 +10,7 @@ import numpy as np
 
 from grood_edge.artifact import Artifact, artifact_bytes, read_artifact
 from grood_edge.contract import Contract, StreamCalibration
-from grood_edge.contract_reader import MAX_EPISODES, MAX_FPS
+from grood_edge.contract_rules import MAX_EPISODES, MAX_FPS
 from grood_edge.errors import DatasetError, UsageError, VerificationError
 from grood_edge.frame_hashes import digest_of, frame_hash, require_new_frames
 from grood_edge.images import UNREADABLE_LIMIT, name_some
