@@ -1,9 +1,9 @@
 """Fixtures that many tests share: real digits, a network trained on them, and the artifact made of both."""
 # ruff: noqa: E402
 
-import pickle
+import json
 import signal
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 # Whatever the package imports while jaxtyping's hook is at work is compiled anew: it looks for bytecode of its own.
@@ -19,7 +19,7 @@ hook.install()
 
 from grood_edge.demo.images import DemoImages, write_images
 from grood_edge.demo.network import DigitNetwork, trained_network
-from grood_edge.demo.run import DemoReport, run_demo
+from grood_edge.demo.run import DemoReport, TestSet, run_demo
 from grood_edge.export import ExportOptions, PreprocessingOptions, export_model
 from tests.shared import made_once
 
@@ -69,8 +69,14 @@ class Demo:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     def make(out: Path) -> None:
         (out / "around").mkdir()
-        (out / "report").write_bytes(pickle.dumps(run_demo(out / "around" / "grood-demo")))
+        report = run_demo(out / "around" / "grood-demo")
+        (out / "report.json").write_text(json.dumps(asdict(report), default=str))
 
     made = made_once(tmp_path_factory, "demo", make)
-    report: DemoReport = pickle.loads((made / "report").read_bytes())
-    return Demo(made / "around" / "grood-demo", report)
+    told = json.loads((made / "report.json").read_text())
+    told |= {
+        "artifact": Path(told["artifact"]),
+        "sets": tuple(TestSet(**one) for one in told["sets"]),
+        "paths": {name: Path(path) for name, path in told["paths"].items()},
+    }
+    return Demo(made / "around" / "grood-demo", DemoReport(**told))

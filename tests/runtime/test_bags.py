@@ -17,6 +17,7 @@ from grood_edge.errors import SourceError
 from grood_edge.runtime import bags
 from grood_edge.runtime.ros_images import BadMessageError, UnknownEncodingError, read_picture
 from grood_edge.runtime.sources import CapturedFrame, Source, SourceOptions, open_source
+from tests.runtime.reading import frames_of
 
 rosbag2 = pytest.importorskip("rosbags.rosbag2", reason="rosbags, which writes the bags of the tests, is not installed")
 mcap_writer = pytest.importorskip("mcap.writer", reason="mcap is not installed (extra bag)")
@@ -184,13 +185,6 @@ CAMERA: list[tuple[str, str, bytes]] = [
     *[("/camera", IMAGE, numbered(i)) for i in range(5)],
     text("end"),
 ]
-
-
-def frames_of(source: Source) -> list[CapturedFrame]:
-    frames = []
-    while (frame := source.read()) is not None:
-        frames.append(frame)
-    return frames
 
 
 def values(frames: list[CapturedFrame]) -> list[int | None]:

@@ -13,7 +13,8 @@ from PIL import Image
 from grood_edge.errors import DatasetError, SourceError, UsageError
 from grood_edge.runtime.image_source import iterator_source, open_images, replay
 from grood_edge.runtime.mailbox import Capture, FramePolicy
-from grood_edge.runtime.sources import CapturedFrame, Shot, Source, SourceOptions, StreamedSource, open_source
+from grood_edge.runtime.sources import Shot, Source, SourceOptions, StreamedSource, open_source
+from tests.runtime.reading import frames_of, require_closing_wakes
 
 
 @pytest.fixture
@@ -25,13 +26,6 @@ def images(tmp_path: Path) -> Path:
         Image.fromarray(np.full((20, 30, 3), (60 * index, 10, 20), np.uint8)).save(folder / name)
     (folder / "b.jpg").write_bytes((folder / "b.jpg").read_bytes()[:200])
     return folder
-
-
-def frames_of(source: Source) -> list[CapturedFrame]:
-    frames = []
-    while (frame := source.read()) is not None:
-        frames.append(frame)
-    return frames
 
 
 def test_a_folder_delivers_its_images_and_names_the_damaged_one(images: Path) -> None:
@@ -148,11 +142,7 @@ def test_replay_spec_needs_times(images: Path) -> None:
 def test_closing_wakes_a_replay_that_waits() -> None:
     source = replay(iterator_source([np.zeros((4, 4), np.uint8)] * 2, fps=0.01))
     assert source.read() is not None
-    waiting = threading.Thread(target=source.read)
-    waiting.start()
-    source.close()
-    waiting.join(5)
-    assert not waiting.is_alive()
+    require_closing_wakes(source)
     assert source.read() is None
 
 

