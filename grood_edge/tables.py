@@ -233,7 +233,7 @@ def artifact_table(artifact: Artifact) -> Table:
     contract = artifact.contract
     return key_values(
         "artifact",
-        [*_network_rows(contract), *decision_rows(contract), *_file_rows(artifact)],
+        [*_network_rows(contract), *decision_rows(contract), *_stream_rows(contract), *_file_rows(artifact)],
     )
 
 
@@ -254,6 +254,13 @@ def probe_table(report: ProbeReport) -> Table:
             f"FLIPPED in {flips} of {len(runs)} runs" if flips else f"same in {len(runs)} runs",
         )
     return table
+
+
+def _stream_rows(contract: Contract) -> list[tuple[str, str]]:
+    if (stream := contract.stream) is None:
+        return []
+    fed = "no decimation could be set" if stream.interval is None else f"a frame every {stream.interval:.3g} s is fed"
+    return [("video", f"{stream.episodes:,} episodes, {stream.frames:,} frames at {stream.fps:g} a second; {fed}")]
 
 
 def _network_rows(contract: Contract) -> list[tuple[str, str]]:

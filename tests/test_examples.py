@@ -87,6 +87,7 @@ def test_the_ros_node_judges_a_recorded_bag(digit: Path, tmp_path: Path) -> None
     with Reader(tmp_path / "bag") as recorded:
         for _, _, raw in recorded.messages():
             judged.append(judge.judge(bytes(raw)))
+    assert judge.judge(b"\0\1\0\0junk")[0] == 2
     judge.session.close()
     levels = [level for level, _, _ in judged]
     assert levels[7] == 0

@@ -276,3 +276,20 @@ def test_e_cusum_says_when_the_p_values_themselves_promise_nothing(contract: Con
     calibration = replace(contract.calibration, provenance="seen-in-training", guarantee="none", delta=None)
     rule: Any = parse_decision("e-cusum:hours=8", replace(contract, calibration=calibration), 30.0)
     assert "seen in training" in rule.promise
+
+
+def test_the_smallest_p_value_of_19_scores_reaches_unknown(contract: Contract) -> None:
+    """1 / 20 as float32 lies above 0.05: without tolerance the decision would never become UNKNOWN."""
+    few = replace(contract, calibration=replace(contract.calibration, n=19, class_sizes=()))
+    decision = parse_decision("hysteresis:enter=0.05", few)
+    smallest = float(np.float32(1) / np.float32(20))
+    assert smallest > 0.05
+    assert names(states(decision, frames(*[smallest] * 5)))[-1] == "UNKNOWN"
+    votes = Votes(0.05, 1, 1)
+    assert votes.known((smallest,)) == 0
+    assert votes.known((float(np.nextafter(np.float32(smallest), np.float32(1))) + 1e-6,)) == 1
+
+
+def test_a_number_of_400_digits_is_a_sentence(contract: Contract) -> None:
+    with pytest.raises(UsageError, match="a whole number"):
+        parse_decision(f"hysteresis:k={'9' * 400}", contract)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from grood_edge.artifact import Artifact, artifact_bytes, read_artifact
+from grood_edge.camera_part import simulated_frame
 from grood_edge.cli import app
 from grood_edge.demo.images import DemoImages
 from grood_edge.errors import DatasetError, OutputError, UsageError, VerificationError
@@ -24,6 +26,7 @@ from grood_edge.runtime.e_cusum import largest_evidence, log_e_value
 from grood_edge.runtime.episodes import EpisodeOptions, calibrate_episodes
 from grood_edge.runtime.selftest import MODEL
 from grood_edge.runtime.sources import CapturedFrame
+from tests.test_camera_part import SELFTEST_CAMERA, with_camera
 
 FPS = 10.0
 
@@ -106,6 +109,8 @@ def test_episodes_set_interval_and_maxima_and_change_nothing_else(
     assert report.hours == pytest.approx(8 * 60 / FPS / 3600)
     assert report.threshold is None
     assert [rate.set_to for rate in report.rates] == [0.1, 1.0, 8.0]
+    shown_table = CliRunner().invoke(app, ["inspect", str(artifact)], env={"COLUMNS": "200"}).output
+    assert "8 episodes, 480 frames at 10 a second; a frame every 0.2 s is fed" in shown_table
     assert report.rates[-1].alarms == 0
     assert report.rates[-1].lower == pytest.approx(report.hours / -math.log(0.05))
     assert report.rates[-1].upper == math.inf
@@ -297,3 +302,34 @@ def test_folders_of_images_are_episodes(artifact: Path, tmp_path: Path, id_image
             Image.open(path).save(tmp_path / "episodes" / str(index) / f"{number:03d}.png")
     report = calibrate_episodes(artifact, tmp_path / "episodes", None, EpisodeOptions(fps=FPS))
     assert report.stream.frames == 24
+
+
+@pytest.mark.parametrize("layout", ["rgb", "bgr", "gray"])
+def test_episodes_of_an_artifact_for_a_camera(
+    layout: Literal["rgb", "bgr", "gray"], tmp_path: Path, write: Write, id_images: list[Path]
+) -> None:
+    """Whatever order its raw frames have, the same images of any size have the same evidence."""
+    shown = drawn(id_images, 2, 40)
+    camera = replace(SELFTEST_CAMERA, layout=layout)
+    path = tmp_path / "camera.onnx"
+    path.write_bytes(with_camera(read_artifact(MODEL), camera))
+    plain = calibrate_episodes(MODEL, write("plain", shown), tmp_path / "plain.onnx", open_episode=ListSource)
+    report = calibrate_episodes(path, write("shown", shown), open_episode=ListSource)
+    assert report.stream.maxima == pytest.approx(plain.stream.maxima, abs=1e-6)
+    assert report.stream.data_digest == plain.stream.data_digest
+
+
+def test_a_colour_camera_is_not_turned_twice(tmp_path: Path, write: Write, id_images: list[Path]) -> None:
+    shown: list[list[Path]] = []
+    for episode in drawn(id_images, 2, 20):
+        shown.append([])
+        for index, source in enumerate(episode):
+            coloured = simulated_frame(load_image(source), SELFTEST_CAMERA) * np.array([1, 1, 0], np.uint8)
+            shown[-1].append(tmp_path / f"{len(shown)}-{index}.png")
+            Image.fromarray(coloured).save(shown[-1][-1])
+    maxima = []
+    for layout in ("rgb", "bgr"):
+        path = tmp_path / f"{layout}.onnx"
+        path.write_bytes(with_camera(read_artifact(MODEL), replace(SELFTEST_CAMERA, layout=layout)))
+        maxima.append(calibrate_episodes(path, write(layout, shown), open_episode=ListSource).stream.maxima)
+    assert maxima[0] == pytest.approx(maxima[1], abs=1e-5)

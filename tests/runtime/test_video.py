@@ -287,3 +287,18 @@ def test_a_users_own_ffmpeg_options_come_back(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("OPENCV_FFMPEG_CAPTURE_OPTIONS", "format_whitelist;mov")
     assert len(frames_of(open_source(str(squares(tmp_path / "v.avi", "MJPG", 3))))) == 3
     assert os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] == "format_whitelist;mov"
+
+
+def test_a_name_that_is_not_utf8_is_a_sentence(tmp_path: Path) -> None:
+    name = tmp_path / os.fsdecode(b"v\xff.avi")
+    name.write_bytes(squares(tmp_path / "v.avi", "MJPG", 3).read_bytes())
+    with pytest.raises(SourceError, match="is not UTF-8, and OpenCV cannot take it"):
+        open_source(str(name))
+
+
+def test_a_replay_keeps_that_its_recording_was_cut_off(tmp_path: Path) -> None:
+    whole = squares(tmp_path / "v.avi", "MJPG", 40).read_bytes()
+    (tmp_path / "cut.avi").write_bytes(whole[: len(whole) // 2])
+    last = frames_of(open_source(f"replay:{tmp_path / 'cut.avi'}", SourceOptions(fps=2000.0)))[-1]
+    assert last.cut_off
+    assert last.problem is not None

@@ -233,3 +233,15 @@ def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
     for name in ("missing/alarms", "file", "file/alarms"):
         with pytest.raises(OutputError, match="cannot make the folder"):
             opened(tmp_path / name)
+
+
+def test_a_camera_that_stands_still_overwrites_nothing(tmp_path: Path, video: list[np.ndarray]) -> None:
+    frames = opened(tmp_path / "alarms")
+    write_all(frames, stream(video, (12,), frames=15))
+    for _ in range(5):  # the last index again, without its picture
+        frames.write(verdict_of(14, None, "UNKNOWN", status="STALE", captured=START + 14 / 25))
+    frames.close()
+    (alarm,) = saved(tmp_path / "alarms")
+    assert alarm == list(range(2, 15))
+    (folder,) = (tmp_path / "alarms").iterdir()
+    assert json.loads((folder / "00000014.json").read_text())["status"] == "OK"

@@ -179,3 +179,8 @@ def test_refused_before_the_loop(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"expected \.mp4 or \.mkv"):
         open_recording(tmp_path / "out.avi", False, Camera(), AXIS)
     assert (tmp_path / "old.mp4").read_bytes() == b"old"
+
+
+def test_a_name_that_opencv_cannot_take(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="is not UTF-8, and OpenCV cannot take it"):
+        open_recording(tmp_path / os.fsdecode(b"o\xff.mp4"), False, Camera(), AXIS)

@@ -17,20 +17,25 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from grood_edge.artifact import read_artifact
 from grood_edge.cli import app
 from grood_edge.errors import OutputError, SourceError
 from grood_edge.export import ExportOptions, PreprocessingOptions, export_model
 from grood_edge.images import find_images, load_image
 from grood_edge.preprocessing import Color, preprocess_frame, resolve_preprocessing
 from grood_edge.runtime.decision import parse_decision
+from grood_edge.runtime.drift import Drift
 from grood_edge.runtime.health import HealthRules
 from grood_edge.runtime.mailbox import Capture, FramePolicy
 from grood_edge.runtime.selftest import MODEL
 from grood_edge.runtime.session import open_session
 from grood_edge.runtime.sources import CapturedFrame
 from grood_edge.runtime.stream import StreamRules, StreamVerdict, verdicts
+from grood_edge.telemetry.screen import status_line
 from grood_edge.telemetry.watching import Tally, watch
 from tests.export.backbones import fitted_network
+from tests.telemetry.conftest import verdict_of
+from tests.test_camera_part import SELFTEST_CAMERA, with_camera
 from tests.videos import Segment, frames_of, injected, packaged_video, write_video
 
 STREET, MEADOW, STRANGER = "bikes.mp4", "bigbuckbunny.mp4", "carphone_pristine.mp4"
@@ -293,3 +298,68 @@ def test_a_camera_that_stands_still_is_no_view_and_is_not_scored(decision: str) 
     assert seen[-1].state.name == "NO-VIEW"
     assert seen[-1].verdict is None
     assert seen[-1].age > 0.1
+
+
+def test_an_output_that_is_what_is_watched_is_refused(tmp_path: Path) -> None:
+    video = tmp_path / "mine.mp4"
+    video.write_bytes(packaged_video(STREET).read_bytes())
+    before = video.read_bytes()
+    for source, out in ((video, video), (f"replay:{video}", video), (tmp_path, video)):
+        result = run(MODEL, source, "--fps", "10", "--record", out, "--force")
+        assert (result.exit_code, "name another output" in result.output) == (2, True), result.output
+    assert video.read_bytes() == before
+
+
+def test_a_damaged_last_image_is_invalid_and_no_failure(tmp_path: Path) -> None:
+    for index, frame in zip(range(3), frames_of(packaged_video(STREET)), strict=False):
+        cv2.imwrite(str(tmp_path / f"{index}.png"), frame)
+    (tmp_path / "2.png").write_bytes(b"no picture")
+    result = run(MODEL, tmp_path, "--fps", "10", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["statuses"] == {"OK": 2, "INVALID": 1}
+
+
+class Bag:
+    """A recording whose pictures carry seconds since boot; the second one is damaged, the third of another colour."""
+
+    name, live = "bag", False
+    fps: float | None = None
+    color: Color = "rgb"
+
+    def __init__(self, images: list[np.ndarray | None]) -> None:
+        self._images = images
+        self._next = 0
+
+    def read(self) -> CapturedFrame | None:
+        if self._next == len(self._images):
+            return None
+        index, self._next = self._next, self._next + 1
+        image = self._images[index]
+        return CapturedFrame(image, index, time.monotonic(), None if image is None else 100 + index / 10, self.name)
+
+    def close(self) -> None:
+        pass
+
+
+def test_damage_keeps_the_clock_and_another_shape_is_invalid(tmp_path: Path) -> None:
+    path = tmp_path / "camera.onnx"
+    path.write_bytes(with_camera(read_artifact(MODEL), SELFTEST_CAMERA))
+    street = cv2.resize(next(frames_of(packaged_video(STREET))), (64, 48))
+    images = [street, None, street[..., :1], np.ascontiguousarray(street[::-1])]
+    with open_session(path) as session, Capture(Bag(images), FramePolicy("every", 4)) as capture:
+        rules = StreamRules(parse_decision("per-frame", session.contract), HealthRules(max_age=None, shape=(48, 64)))
+        found = list(verdicts(session, capture, rules))
+    assert [one.time for one in found] == [100.0, 100.0, 100.2, 100.3]
+    assert [one.status for one in found] == ["OK", "INVALID", "INVALID", "OK"]
+    assert "expected uint8 [48, 64, 3]" in str(found[2].frame.problem)
+
+
+def test_drift_is_said_once_with_its_figure(capsys: pytest.CaptureFixture[str]) -> None:
+    drift = Drift(0.41, 1e-9, 0.006, 200, 12.5, measured=False)
+    with status_line() as report:
+        for index in range(3):
+            report(verdict_of(index, drift=drift))
+    said = capsys.readouterr().err
+    assert said.count("DRIFT") == 1
+    assert "distance 0.41" in said
+    assert "not kept without episodes" in said
