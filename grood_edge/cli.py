@@ -177,7 +177,7 @@ def demo_command(
 ) -> None:
     """Run the main job on real images: train, export, verify, score digits against things that are no digits."""
     from grood_edge.demo.run import run_demo
-    from grood_edge.tables import demo_tables
+    from grood_edge.demo.table import demo_tables
     from grood_edge.terminal import print_json, progress_bars, show, tell
 
     with progress_bars() as progress:

@@ -18,7 +18,6 @@ __all__ = [
     "artifact_document",
     "artifact_table",
     "decision_rows",
-    "demo_tables",
     "guarantee_sentence",
     "key_values",
     "probe_document",
@@ -149,29 +148,6 @@ def _rule_sentence(session: Session) -> str:
     if len(rule.ranks) > 1:
         return f"{alpha}: OOD where fewer than k calibration scores of the predicted class are >="
     return f"{alpha}: OOD where at most {rule.ranks[0] - 1} of {rule.scores[0].size:,} calibration scores are >="
-
-
-def demo_tables(report: Any) -> list[Any]:
-    """Return the demo's result (`demo.run.DemoReport`): one row a test set, and the paths."""
-    table = Table(box=rich.box.SIMPLE_HEAD, title="what the artifact says", title_justify="left")
-    for name in ("test set", "images", "AUROC", "FPR95 *", "called OOD"):
-        table.add_column(name, justify="left" if name == "test set" else "right")
-    for row in report.sets:
-        numbers = ("-", "-") if row.auroc is None else (f"{row.auroc:.1%}", f"{row.fpr95:.1%}")
-        table.add_row(row.name, f"{row.images:,}", *numbers, f"{row.flagged_share:.1%}")
-    note = (
-        "* FPR95: share of OOD accepted when 95 % of ID is accepted. Called OOD on the ID row is the false-alarm rate."
-    )
-    paths = key_values("written", [(name, str(path)) for name, path in report.paths.items()])
-    facts = key_values(
-        "measured",
-        [
-            ("accuracy on ID test", f"{report.accuracy:.1%}"),
-            ("guarantee", report.guarantee),
-            ("time", f"{report.seconds:.1f} s"),
-        ],
-    )
-    return [table, note, facts, paths]
 
 
 def _contract_document(contract: Contract) -> dict[str, Any]:
