@@ -1,5 +1,6 @@
 """Sources without a device: image files, arrays in memory, and a recording played as if it were live."""
 
+import itertools
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -10,7 +11,7 @@ import numpy as np
 from grood_edge.errors import SourceError
 from grood_edge.images import UnreadableImageError, find_images, load_image
 from grood_edge.preprocessing import Color
-from grood_edge.runtime.sources import Clock, Shot, Source, StreamedSource
+from grood_edge.runtime.sources import CapturedFrame, Clock, Shot, Source, StreamedSource
 
 __all__ = ["iterator_source", "open_images", "replay"]
 
@@ -68,21 +69,28 @@ def replay(source: Source, fps: float | None = None, clock: Clock = time.monoton
     """Play a recording as if it were live: each frame comes when it is due, whether or not anybody is ready for it.
 
     Args:
-        source: a file; it is closed with this one.
+        source: a file; it is closed with this one. Up to its first picture it is read at once, to see whether it has
+            times.
         fps: frames a second; None keeps the distances of the frames' `source_time`.
         clock: seconds; when frames are due, and `captured`.
 
     Raises:
-        SourceError: the source is live already, or has no times and no fps was given.
+        SourceError: the source is live already, has no times and no fps was given, or cannot be read.
     """
-    if source.live or (fps is None and source.fps is None):
+    try:
+        head = [] if source.live else _up_to_a_picture(source)
+    except BaseException:
+        source.close()
+        raise
+    timed = not head or head[-1].image is None or head[-1].source_time is not None
+    if source.live or (fps is None and not timed):
         source.close()
         reason = "is live already" if source.live else "has no times of its own; say how many frames a second (fps)"
         raise SourceError(f"{source.name} cannot be replayed: it {reason}")
     closed = threading.Event()
     return StreamedSource(
         source.name,
-        _when_due(source, fps, closed, clock),
+        _when_due(itertools.chain(head, _rest(source)), fps, closed, clock),
         live=True,
         fps=fps or source.fps,
         color=source.color,
@@ -92,9 +100,26 @@ def replay(source: Source, fps: float | None = None, clock: Clock = time.monoton
     )
 
 
-def _when_due(source: Source, fps: float | None, closed: threading.Event, clock: Clock) -> Iterator[Shot]:
-    start, first = clock(), None
+def _rest(source: Source) -> Iterator[CapturedFrame]:
     while (frame := source.read()) is not None:
+        yield frame
+
+
+def _up_to_a_picture(source: Source) -> list[CapturedFrame]:
+    """Read the first frame that has a picture, and what damage comes before it."""
+    head: list[CapturedFrame] = []
+    for frame in _rest(source):
+        head.append(frame)
+        if frame.image is not None:
+            break
+    return head
+
+
+def _when_due(
+    frames: Iterable[CapturedFrame], fps: float | None, closed: threading.Event, clock: Clock
+) -> Iterator[Shot]:
+    start, first = clock(), None
+    for frame in frames:
         at = frame.source_time if fps is None else frame.index / fps
         if at is not None:
             first = at if first is None else first

@@ -16,6 +16,7 @@ import numpy as np
 
 from grood_edge.errors import GroodEdgeError, MissingExtraError, SourceError
 from grood_edge.images import MAX_PIXELS
+from grood_edge.runtime.edit_list import shown_frames
 from grood_edge.runtime.sources import Clock, Shot, Source, SourceOptions, StreamedSource
 
 __all__ = ["open_camera", "open_opencv", "open_video", "require_utf8"]
@@ -34,7 +35,7 @@ def open_video(path: Path, clock: Clock = time.monotonic) -> Source:
     """Open a video file; BGR. `source_time` is the position.
 
     A packet that cannot be decoded is a frame without image. If the file ends clearly before the number of frames it
-    announces, a last frame without image says so.
+    announces, less those that its edit list leaves out, a last frame without image says so.
 
     Raises:
         SourceError: it is no video that FFmpeg reads, is a playlist, or its frames are too large.
@@ -54,7 +55,7 @@ def open_video(path: Path, clock: Clock = time.monotonic) -> Source:
         raise SourceError(f"{path} has frames of {width}x{height} pixels; expected 1 to {MAX_PIXELS:,} pixels")
     fps = _positive(capture.get(cv2.CAP_PROP_FPS))
     return StreamedSource(
-        str(path), _read_file(cv2, capture), fps=fps, color="bgr", release=capture.release, clock=clock
+        str(path), _read_file(cv2, capture, shown_frames(path)), fps=fps, color="bgr", release=capture.release, clock=clock
     )
 
 
@@ -130,8 +131,9 @@ def _open(cv2: Any, what: str | int, api: int, parameters: list[int], options: s
     return None
 
 
-def _read_file(cv2: Any, capture: Any) -> Iterator[Shot]:
+def _read_file(cv2: Any, capture: Any, shown: int | None) -> Iterator[Shot]:
     announced, count, at = capture.get(cv2.CAP_PROP_FRAME_COUNT), 0, None
+    announced = announced if shown is None else min(announced, shown)
     while True:
         failed = 0
         while failed < _LOOK_AHEAD and not capture.grab():  # False for a bad packet and for the end of the file alike
