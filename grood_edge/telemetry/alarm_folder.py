@@ -1,7 +1,8 @@
 """The folder of saved alarms: what is in it, and the oldest alarms removed when it would grow too large.
 
 `DIR/alarm-TIME-INDEX/INDEX.jpg` and `.json`. Only what this program wrote is counted or removed: files of that name in
-folders of that name, with a document beside the picture that states the picture's size.
+folders of that name, with a document beside the picture that states the picture's size, and the temporary files of
+writes that were killed.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ __all__ = ["AlarmFolder", "alarm_name"]
 
 _ALARM = re.compile(r"alarm-\d{8}T\d{12}Z-\d{8,}")
 _DOCUMENT = re.compile(r"\d{8,}\.json")
+_TEMPORARY = re.compile(r"\.\d{8,}\.(jpg|json)\.\w{8}\.(jpg|json)")  # as `published` names them
 _MOST_TEXT = 2**16  # bytes of a document that is read back
 
 
@@ -30,9 +32,12 @@ class AlarmFolder:
     def __init__(self, path: Path, disk_bytes: int) -> None:
         self.path = path
         self._most = disk_bytes
+        self._sizes: dict[str, int] = {}
         try:
-            names = sorted(entry.name for entry in os.scandir(path) if _ALARM.fullmatch(entry.name))
-            self._sizes = {name: sum(size for _, size in _files(path / name)) for name in names}
+            for name in sorted(entry.name for entry in os.scandir(path) if _ALARM.fullmatch(entry.name)):
+                self._sizes[name] = sum(size for _, size in _files(path / name))
+        except FileNotFoundError:  # it is made with the first alarm
+            pass
         except OSError as error:
             raise OutputError(f"cannot read the folder {path}: {error.strerror}; name another one") from error
 
@@ -77,8 +82,13 @@ def _files(folder: Path) -> list[tuple[Path, int]]:
     found: list[tuple[Path, int]] = []
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for entry in os.scandir(folder):
-            if _DOCUMENT.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                found += _pair(Path(entry.path), entry.stat(follow_symlinks=False).st_size)
+            if not entry.is_file(follow_symlinks=False):
+                continue
+            path, size = Path(entry.path), entry.stat(follow_symlinks=False).st_size
+            if _DOCUMENT.fullmatch(entry.name):
+                found += _pair(path, size)
+            elif _TEMPORARY.fullmatch(entry.name):
+                found.append((path, size))
     return found
 
 

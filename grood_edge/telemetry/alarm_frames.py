@@ -26,7 +26,7 @@ _AT_ONCE = 2  # frames written while one is looked at, so that an alarm does not
 
 
 def open_alarm_frames(action: str, source: Source, disk_bytes: int = DISK_BYTES) -> "AlarmFrames":
-    """Make the folder of `save:DIR` ready; alarms of earlier runs in it count into `disk_bytes`.
+    """Check the folder of `save:DIR`, which is made with the first alarm; those of earlier runs count into `disk_bytes`.
 
     Raises:
         UsageError: another action, or no folder.
@@ -36,12 +36,13 @@ def open_alarm_frames(action: str, source: Source, disk_bytes: int = DISK_BYTES)
     if kind != "save" or not name:
         raise UsageError(f"--on-unknown got {action!r}; expected save:DIR, such as save:alarms")
     path = Path(name)
-    try:
-        path.mkdir(exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the folder {path}: {error.strerror}; name another one") from error
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise OutputError(f"the folder {path} is not writable; name another one")
+    if os.path.lexists(path) and not path.is_dir():
+        raise OutputError(f"cannot make the folder {path}: it is a file; name another one")
+    there = path if path.is_dir() else path.absolute().parent
+    if not there.is_dir():
+        raise OutputError(f"cannot make the folder {path}: {there} is no folder; create it first")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise OutputError(f"the folder {there} is not writable; name another one")
     return AlarmFrames(AlarmFolder(path, disk_bytes), source)
 
 
@@ -135,12 +136,13 @@ class AlarmFrames:
         text = json_bytes(document) + b"\n"
         folder = self._folder.make_room(alarm, len(picture) + len(text))
         try:
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             self._pending.clear()
             raise write_error(folder, error, "the frames of earlier alarms are whole") from error
-        for suffix, data in ((".jpg", picture), (".json", text)):
+        # The document first: a picture that a kill left without one would be taken for somebody else's, and stay.
+        for suffix, data in ((".json", text), (".jpg", picture)):
             if data:
                 with published(folder / (name + suffix), force=True) as temporary:
                     temporary.write_bytes(data)
-        self._folder.count(alarm, len(picture) + len(text))
+                self._folder.count(alarm, len(data))

@@ -61,7 +61,10 @@ class _Point:
 
 
 class Overlay:
-    """Draws one frame after the other on one canvas, whose size the first frame fixes."""
+    """Draws one frame after the other on one canvas, whose size the first frame fixes.
+
+    Outputs may share one: a verdict that was just drawn is not drawn again.
+    """
 
     def __init__(self, axis: ScoreAxis, color: Color) -> None:
         self._cv2 = open_opencv("Drawing on frames")
@@ -69,12 +72,15 @@ class Overlay:
         self._color = color
         self._points: collections.deque[_Point] = collections.deque(maxlen=HISTORY)
         self._canvas = np.empty((0, 0, 3), np.uint8)
+        self._drawn: StreamVerdict | None = None
         self._unit = 1.0  # what a pixel of a picture 640 wide is here
         self._head = self._strip = 0
         self._fonts: dict[int, Any] = {}
 
     def draw(self, verdict: StreamVerdict) -> np.ndarray:
-        """Return uint8 `[height, width, 3]` BGR, valid until the next call. Always of the same size."""
+        """Return uint8 `[height, width, 3]` BGR, not to be written to, valid until the next call; always of one size."""
+        if verdict is self._drawn:
+            return self._canvas
         said, image = verdict.verdict, picture_of(verdict.frame)
         score = None if said is None or math.isnan(said.ood_score) else said.ood_score
         self._points.append(_Point(score, verdict.state.name))
@@ -85,6 +91,7 @@ class Overlay:
         self._fill_picture(image)
         self._frame_picture(COLOURS[verdict.state.name])
         self._paste(self._drawn_strip(verdict), height - self._strip)
+        self._drawn = verdict
         return self._canvas
 
     def _lay_out(self, size: tuple[int, int]) -> None:

@@ -10,7 +10,7 @@ from grood_edge.runtime.sources import Source
 from grood_edge.runtime.stream import StreamVerdict
 from grood_edge.runtime.video import open_opencv, require_utf8
 from grood_edge.telemetry.disk import check_growing, require_room
-from grood_edge.telemetry.overlay import Overlay, ScoreAxis
+from grood_edge.telemetry.overlay import Overlay
 
 __all__ = ["Recording", "open_recording"]
 
@@ -19,7 +19,7 @@ MOST_REPEATS = 5  # of one frame; a longer gap is shorter in the video, so that 
 _INDEX_BYTES = 64  # that a frame takes in the index at the end of an .mp4, at most
 
 
-def open_recording(path: Path, force: bool, source: Source, axis: ScoreAxis) -> "Recording":
+def open_recording(path: Path, force: bool, source: Source, overlay: Overlay) -> "Recording":
     """Check that the video can be written; it is created at the first frame.
 
     Raises:
@@ -30,16 +30,16 @@ def open_recording(path: Path, force: bool, source: Source, axis: ScoreAxis) -> 
     require_utf8(str(path.absolute()), OutputError)
     check_growing(path, (".mp4", ".mkv"), force)
     open_opencv("Writing a video")
-    return Recording(path, source, axis)
+    return Recording(path, source, overlay)
 
 
 class Recording:
     """One video, MPEG-4. Of a camera, its time is that of the capture: frames are repeated or left out for it."""
 
-    def __init__(self, path: Path, source: Source, axis: ScoreAxis) -> None:
+    def __init__(self, path: Path, source: Source, overlay: Overlay) -> None:
         self.path = path
         self._cv2 = open_opencv("Writing a video")
-        self._overlay = Overlay(axis, source.color)
+        self._overlay = overlay
         self._fps = source.fps if source.fps is not None and 1 <= source.fps <= 240 else FPS
         self._live = source.live
         self._writer: Any = None

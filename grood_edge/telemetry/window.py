@@ -5,10 +5,9 @@ import sys
 from collections.abc import Callable
 
 from grood_edge.errors import BackendError
-from grood_edge.runtime.sources import Source
 from grood_edge.runtime.stream import StreamVerdict
 from grood_edge.runtime.video import open_opencv
-from grood_edge.telemetry.overlay import Overlay, ScoreAxis
+from grood_edge.telemetry.overlay import Overlay
 
 __all__ = ["Window", "open_window"]
 
@@ -17,7 +16,7 @@ _KEYS = (ord("q"), 27)
 _TRIAL = f"import cv2; cv2.namedWindow({NAME!r}); cv2.waitKey(1)"
 
 
-def open_window(source: Source, axis: ScoreAxis, end: Callable[[], object]) -> "Window":
+def open_window(overlay: Overlay, end: Callable[[], object]) -> "Window":
     """Check in a process of its own that a window can be opened: without a display, Qt ends the process that asks.
 
     `end` is called when the user closes the window.
@@ -43,7 +42,7 @@ def open_window(source: Source, axis: ScoreAxis, end: Callable[[], object]) -> "
             else f"is there a display? OpenCV says: {said[-1] if said else 'nothing'}"
         )
         raise BackendError(f"--show cannot open a window: {advice}. --record and --log work without one")
-    return Window(Overlay(axis, source.color), end)
+    return Window(overlay, end)
 
 
 class Window:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import sqlite3
 import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,57 @@ def test_a_bag_is_read_as_folder_and_as_file(tmp_path: Path, plugin: str, whole:
     assert values(frames) == [0, 1, 2, 3, 4]
     assert [f.source_time for f in frames] == [50.5, 51.5, 52.5, 53.5, 54.5]
     assert {f.captured for f in frames} == {3.0}
+
+
+def stamped(path: Path, stamps: list[int], logs: list[int] | None = None) -> Path:
+    """Write one numbered image a stamp, in seconds; logged a second after one another unless told otherwise."""
+    with rosbag2.Writer(path, version=9, storage_plugin=rosbag2.StoragePlugin.SQLITE3) as writer:
+        topic = writer.add_connection("/camera", IMAGE, typestore=STORE)
+        for index, stamp in enumerate(stamps):
+            logged = 100 + index if logs is None else logs[index]
+            writer.write(topic, logged * 10**9, raw(np.full((6, 10, 3), index, np.uint8), "rgb8", seconds=stamp))
+    return path
+
+
+@pytest.mark.parametrize(("stamps", "expected"), [
+    ([50, 51, 2**31 - 1, 53, 54], [50.5, 51.5, 52.5, 53.5, 54.5]),  # one wild stamp: the log's step
+    ([2**31 - 1, 51, 52], [2**31 - 0.5, 2**31 + 0.5, 2**31 + 1.5]),  # the first one: the steps are right all the same
+    ([50, 51, 20, 21], [50.5, 51.5, 52.5, 53.5]),  # a clock that was set back
+    ([50, 59, 68], [50.5, 59.5, 68.5]),  # a simulation that runs faster than the log
+])  # fmt: skip
+def test_a_wild_stamp_does_not_carry_the_clock_away(tmp_path: Path, stamps: list[int], expected: list[float]) -> None:
+    frames = frames_of(open_source(str(stamped(tmp_path / "bag", stamps))))
+    assert [f.source_time for f in frames] == expected
+
+
+def test_a_wild_time_in_the_log_is_passed_over_and_a_gap_is_a_gap(tmp_path: Path) -> None:
+    path = stamped(tmp_path / "wild", [50, 51, 52, 53], [100, 101, 9000, 103])
+    assert [f.source_time for f in frames_of(open_source(str(path)))] == [50.5, 51.5, 52.5, 53.5]
+    path = stamped(tmp_path / "gap", [50, 51, 4000, 4001], [100, 101, 4050, 4051])
+    assert [f.source_time for f in frames_of(open_source(str(path)))] == [50.5, 51.5, 4000.5, 4001.5]
+
+
+def test_a_bag_is_replayed_by_its_stamps(tmp_path: Path) -> None:
+    """Its source names no frame rate; a damaged message before the first picture has no time."""
+    messages = [("/camera", IMAGE, b"\0\1\0\0junk"), *(("/camera", IMAGE, numbered(i)) for i in range(3))]
+    path = write_bag(tmp_path / "bag", "SQLITE3", messages)
+    now, waits = [0.0], list[float]()
+
+    class Closed(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout or 0.0)
+            now[0] += timeout or 0.0
+            return False
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("grood_edge.runtime.image_source.threading.Event", Closed)
+        source = open_source(f"replay:{path}", clock=lambda: now[0])
+        frames = frames_of(source)
+    assert (source.live, source.fps) == (True, None)
+    assert [f.index for f in frames] == [0, 1, 2, 3]
+    assert [f.source_time for f in frames] == [None, 50.5, 51.5, 52.5]
+    assert [f.captured for f in frames] == [0.0, 0.0, 1.0, 2.0]
+    assert waits == [1.0, 1.0]
 
 
 def test_several_topics_must_be_chosen(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import http.server
 import itertools
 import os
 import random
+import struct
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ import pytest
 
 from grood_edge.errors import MissingExtraError, SourceError
 from grood_edge.runtime import video
+from grood_edge.runtime.edit_list import shown_frames
 from grood_edge.runtime.mailbox import Capture, FramePolicy
 from grood_edge.runtime.sources import Source, SourceOptions, open_source
 from tests.runtime.reading import frames_of, require_closing_wakes
@@ -110,6 +112,56 @@ def test_a_cut_mp4_has_no_index_and_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / "cut.mp4").write_bytes(content[: len(content) // 2])
     with pytest.raises(SourceError, match=r"an .mp4 that was cut off has no index"):
         open_source(str(tmp_path / "cut.mp4"))
+
+
+def edited(content: bytes, start: float, seconds: float) -> bytes:
+    """Let the edit list of bikes.mp4 (10 s, 25 frames a second) show `seconds` from `start` on."""
+    at = content.index(b"elst") + 12
+    return content[:at] + struct.pack(">Ii", round(1000 * seconds), 1024 + round(12800 * start)) + content[at + 8 :]
+
+
+def index_first(content: bytes) -> bytes:
+    """Move the index of bikes.mp4 before the pictures, as videos for the web have it: cut off, it can be opened."""
+    moov, mdat = content.index(b"moov") - 4, content.index(b"mdat") - 4
+    index = bytearray(content[moov:])
+    at = index.index(b"stco") + 12
+    index[at : at + 4] = struct.pack(">I", struct.unpack_from(">I", index, at)[0] + len(index))
+    return content[:mdat] + bytes(index) + content[mdat:moov]
+
+
+@pytest.mark.parametrize(("start", "seconds", "shown"), [(0.0, 5.0, 125), (5.0, 5.0, 125), (7.0, 10.0, 75)])
+def test_what_an_edit_list_leaves_out_is_not_missed(start: float, seconds: float, shown: int) -> None:
+    with written(edited(packaged_video("bikes.mp4").read_bytes(), start, seconds)) as path:
+        assert shown_frames(path) == shown
+        frames = frames_of(open_source(str(path)))
+    assert len(frames) == shown
+    assert not any(frame.cut_off or frame.problem for frame in frames)
+
+
+@pytest.mark.parametrize("seconds", [10.0, 5.0])
+def test_an_mp4_with_its_index_first_that_was_cut_off_says_so(seconds: float) -> None:
+    content = edited(index_first(packaged_video("bikes.mp4").read_bytes()), 0.0, seconds)
+    with written(content[: len(content) // 4]) as path:
+        last = frames_of(open_source(str(path)))[-1]
+    assert last.cut_off
+    assert f"of {25 * seconds:.0f} announced frames" in str(last.problem)
+
+
+def test_a_damaged_edit_list_is_none(tmp_path: Path) -> None:
+    content = packaged_video("bikes.mp4").read_bytes()
+    moov, path, rng = content.index(b"moov") - 4, tmp_path / "v.mp4", random.Random(0)
+    path.write_bytes(content)
+    assert shown_frames(path) == 250
+    for _ in range(300):
+        broken = bytearray(content[moov:])
+        for _ in range(3):
+            broken[rng.randrange(8, 700)] = rng.choice((0, 1, 255, rng.randrange(256)))
+        path.write_bytes(content[:32] + broken)
+        found = shown_frames(path)
+        assert found is None or 0 <= found <= 10_000_000
+    for other in (b"", b"RIFF", b"\0\0\0\1moov", b"\0\0\0\1moov" + b"\xff" * 8, b"\0\0\0\x08moov"):
+        path.write_bytes(other)
+        assert shown_frames(path) is None
 
 
 class Server(http.server.HTTPServer):

@@ -16,6 +16,7 @@ from grood_edge.errors import OutputError, UsageError
 from grood_edge.runtime.decision import StateName
 from grood_edge.runtime.stream import StreamVerdict
 from grood_edge.telemetry import alarm_frames
+from grood_edge.telemetry.alarm_folder import AlarmFolder
 from grood_edge.telemetry.alarm_frames import AROUND, AlarmFrames, open_alarm_frames
 from grood_edge.telemetry.record import RECORD_SCHEMA
 from tests.telemetry.conftest import Camera, small_disk, verdict_of, write_all
@@ -195,6 +196,36 @@ class TestDisk:
         for path, content in theirs.items():
             assert path.read_bytes() == content, path
         assert (outside / "00000001.json").exists()
+
+    def test_what_a_killed_write_left_counts_and_goes(
+        self, tmp_path: Path, video: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Between document and picture, and in the middle of a picture, as `kill -9` leaves it."""
+
+        class KilledError(BaseException):
+            pass
+
+        folder, whole = tmp_path / "alarms", alarm_frames.published
+
+        @contextlib.contextmanager
+        def killed(path: Path, force: bool) -> Iterator[Path]:
+            if path.suffix == ".jpg":
+                raise KilledError
+            with whole(path, force) as temporary:
+                yield temporary
+
+        monkeypatch.setattr(alarm_frames, "published", killed)
+        with pytest.raises(KilledError):
+            write_all(opened(folder), stream(video, (15,)))
+        monkeypatch.setattr(alarm_frames, "published", whole)
+        (old,) = folder.iterdir()
+        (old / ".00000006.jpg.ab_c1234.jpg").write_bytes(bytes(1_900_000))
+        assert sum(AlarmFolder(folder, 10)._sizes.values()) == bytes_in(folder) > 1_900_000
+        again = opened(folder, disk_bytes=2_000_000)
+        write_all(again, stream(video, (20,)))
+        again.close()
+        assert not old.exists()
+        assert bytes_in(folder) <= 2_000_000
 
     def test_one_alarm_larger_than_all(self, tmp_path: Path, video: list[np.ndarray]) -> None:
         frames = opened(tmp_path / "alarms", disk_bytes=300_000)

@@ -15,7 +15,7 @@ import pytest
 from grood_edge.errors import OutputError, UsageError
 from grood_edge.runtime.stream import StreamVerdict
 from grood_edge.telemetry import disk
-from grood_edge.telemetry.overlay import COLOURS
+from grood_edge.telemetry.overlay import COLOURS, Overlay
 from grood_edge.telemetry.recording import MOST_REPEATS, Recording, open_recording
 from tests.telemetry.conftest import AXIS, Camera, small_disk, verdict_of, write_all
 
@@ -36,7 +36,7 @@ def frames_of(path: Path) -> tuple[list[np.ndarray], float]:
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_every_frame_of_a_file_is_in_it(tmp_path: Path, video: list[np.ndarray], suffix: str) -> None:
     path = tmp_path / f"out{suffix}"
-    recording = open_recording(path, False, Camera(), AXIS)
+    recording = open_recording(path, False, Camera(), Overlay(AXIS, "bgr"))
     assert not path.exists()
     for index, image in enumerate(video[:20]):
         recording.write(verdict_of(index, image, "KNOWN" if index < 10 else "UNKNOWN"))
@@ -55,7 +55,7 @@ def test_every_frame_of_a_file_is_in_it(tmp_path: Path, video: list[np.ndarray],
 def test_a_camera_keeps_its_time(tmp_path: Path, video: list[np.ndarray]) -> None:
     """15 frames a second of a camera of 30, for 2 seconds; then nothing for a minute, then one more."""
     path = tmp_path / "out.mp4"
-    recording = open_recording(path, False, Camera(live=True, fps=30.0), AXIS)
+    recording = open_recording(path, False, Camera(live=True, fps=30.0), Overlay(AXIS, "bgr"))
     for index in range(30):
         recording.write(verdict_of(index, video[index], captured=100.0 + index / 15))
     recording.write(verdict_of(30, video[30], captured=162.0))
@@ -67,7 +67,7 @@ def test_a_camera_keeps_its_time(tmp_path: Path, video: list[np.ndarray]) -> Non
 
 
 def test_frames_faster_than_the_video_are_left_out(tmp_path: Path, video: list[np.ndarray]) -> None:
-    recording = open_recording(tmp_path / "out.mp4", False, Camera(live=True, fps=None), AXIS)
+    recording = open_recording(tmp_path / "out.mp4", False, Camera(live=True, fps=None), Overlay(AXIS, "bgr"))
     for index in range(40):
         recording.write(verdict_of(index, video[index], captured=100.0 + index / 120))
     recording.close()
@@ -76,14 +76,14 @@ def test_frames_faster_than_the_video_are_left_out(tmp_path: Path, video: list[n
 
 @pytest.mark.parametrize("fps", [None, 0.0, 90_000.0, float("nan")])
 def test_rates_that_no_camera_has(tmp_path: Path, video: list[np.ndarray], fps: float | None) -> None:
-    recording = open_recording(tmp_path / "out.mp4", False, Camera(fps=fps), AXIS)
+    recording = open_recording(tmp_path / "out.mp4", False, Camera(fps=fps), Overlay(AXIS, "bgr"))
     recording.write(verdict_of(0, video[0]))
     recording.close()
     assert frames_of(tmp_path / "out.mp4")[1] == 30.0
 
 
 def test_no_frame_no_file(tmp_path: Path) -> None:
-    open_recording(tmp_path / "out.mp4", False, Camera(), AXIS).close()
+    open_recording(tmp_path / "out.mp4", False, Camera(), Overlay(AXIS, "bgr")).close()
     assert os.listdir(tmp_path) == []
 
 
@@ -92,7 +92,7 @@ def test_nearly_full_disk_leaves_a_whole_video(
 ) -> None:
     monkeypatch.setattr(disk, "RESERVE", 2**20)
     with small_disk(tmp_path / "disk", 4) as small:
-        recording = open_recording(small / "out.mp4", False, Camera(), AXIS)
+        recording = open_recording(small / "out.mp4", False, Camera(), Overlay(AXIS, "bgr"))
         noise = np.random.default_rng(0).integers(0, 256, (40, 272, 640, 3), np.uint8)
         with pytest.raises(OutputError, match="nearly full"):
             write_all(recording, (verdict_of(index, noise[index % 40]) for index in range(1000)))
@@ -108,7 +108,7 @@ def test_limit_on_file_size_is_noticed(
 ) -> None:
     """Free space does not show it: OpenCV 5 says so by its answer; 4 is silent, and it shows when all is read back."""
     path = tmp_path / f"out{suffix}"
-    recording = open_recording(path, False, Camera(), AXIS)
+    recording = open_recording(path, False, Camera(), Overlay(AXIS, "bgr"))
     recording.write(verdict_of(0, video[0]))
     if silent:
         writer = recording._writer
@@ -147,9 +147,10 @@ def write_and_close(recording: Recording, verdicts: Iterable[StreamVerdict]) -> 
 WRITER = """
 import sys, numpy as np
 from pathlib import Path
+from grood_edge.telemetry.overlay import Overlay
 from grood_edge.telemetry.recording import open_recording
 from tests.telemetry.conftest import AXIS, Camera, verdict_of
-recording = open_recording(Path(sys.argv[1]), False, Camera(), AXIS)
+recording = open_recording(Path(sys.argv[1]), False, Camera(), Overlay(AXIS, "bgr"))
 noise = np.random.default_rng(0).integers(0, 256, (272, 640, 3), np.uint8)
 for index in range(40):
     recording.write(verdict_of(index, noise))
@@ -175,12 +176,12 @@ def test_killed_mkv_is_readable(tmp_path: Path) -> None:
 def test_refused_before_the_loop(tmp_path: Path) -> None:
     (tmp_path / "old.mp4").write_bytes(b"old")
     with pytest.raises(OutputError, match="use --force"):
-        open_recording(tmp_path / "old.mp4", False, Camera(), AXIS)
+        open_recording(tmp_path / "old.mp4", False, Camera(), Overlay(AXIS, "bgr"))
     with pytest.raises(UsageError, match=r"expected \.mp4 or \.mkv"):
-        open_recording(tmp_path / "out.avi", False, Camera(), AXIS)
+        open_recording(tmp_path / "out.avi", False, Camera(), Overlay(AXIS, "bgr"))
     assert (tmp_path / "old.mp4").read_bytes() == b"old"
 
 
 def test_a_name_that_opencv_cannot_take(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is not UTF-8, and OpenCV cannot take it"):
-        open_recording(tmp_path / os.fsdecode(b"o\xff.mp4"), False, Camera(), AXIS)
+        open_recording(tmp_path / os.fsdecode(b"o\xff.mp4"), False, Camera(), Overlay(AXIS, "bgr"))

@@ -10,7 +10,7 @@ import pytest
 from grood_edge.errors import BackendError, MissingExtraError
 from grood_edge.telemetry.overlay import Overlay
 from grood_edge.telemetry.window import Window, open_window
-from tests.telemetry.conftest import AXIS, Camera, verdict_of
+from tests.telemetry.conftest import AXIS, verdict_of
 
 cv2 = pytest.importorskip("cv2", reason="OpenCV (extra video) is not installed")
 
@@ -19,20 +19,20 @@ def test_a_build_without_windows_says_what_to_install() -> None:
     if "GUI:                           NONE" not in cv2.getBuildInformation():
         pytest.skip("this OpenCV has windows")
     with pytest.raises(BackendError, match=r"built without windows .*replace it with opencv-python"):
-        open_window(Camera(), AXIS, lambda: None)
+        open_window(Overlay(AXIS, "bgr"), lambda: None)
 
 
 def test_without_a_display_or_with_one(video: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
     if "GUI:                           NONE" in cv2.getBuildInformation():
         pytest.skip("this OpenCV is built without windows")
     if os.environ.get("DISPLAY"):
-        window = open_window(Camera(), AXIS, lambda: None)
+        window = open_window(Overlay(AXIS, "bgr"), lambda: None)
         window.write(verdict_of(0, video[0]))
         window.close()
     monkeypatch.setenv("DISPLAY", ":77")
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     with pytest.raises(BackendError, match="is there a display"):
-        open_window(Camera(), AXIS, lambda: None)
+        open_window(Overlay(AXIS, "bgr"), lambda: None)
 
 
 class Screen:
@@ -77,4 +77,4 @@ def test_q_esc_and_closing_end_the_stream(video: list[np.ndarray], key: int, vis
 def test_without_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "cv2", None)
     with pytest.raises(MissingExtraError, match=r"grood-edge\[video\]"):
-        open_window(Camera(), AXIS, lambda: None)
+        open_window(Overlay(AXIS, "bgr"), lambda: None)
