@@ -22,14 +22,11 @@ from grood_edge.artifact import read_artifact
 from grood_edge.outputs import Outputs
 from grood_edge.preprocessing import Color
 from grood_edge.runtime import open_session
-from grood_edge.runtime.decision import parse_decision
-from grood_edge.runtime.drift import drift_watch
-from grood_edge.runtime.health import HealthRules
 from grood_edge.runtime.mailbox import Capture, FramePolicy
 from grood_edge.runtime.onnxrt import OnnxRuntimeBackend
 from grood_edge.runtime.selftest import MODEL
 from grood_edge.runtime.sources import CapturedFrame
-from grood_edge.runtime.stream import StreamRules, StreamVerdict, verdicts
+from grood_edge.runtime.stream import StreamVerdict, stream_rules, verdicts
 from grood_edge.telemetry.jsonl import open_json_lines
 from grood_edge.telemetry.watching import Tally, watch
 
@@ -108,8 +105,7 @@ def run(minutes: float) -> dict[str, Any]:
     camera, tally = Camera(60 * minutes), Tally()
     ages: list[float] = []
     memory: list[tuple[float, int]] = []
-    contract = artifact.contract
-    rules = StreamRules(parse_decision("hysteresis", contract), HealthRules(), drift_watch(contract, FPS))
+    rules = stream_rules(artifact.contract, camera)
     with (
         tempfile.TemporaryDirectory() as folder,
         open_session(MODEL, backend=Slow(outputs)) as session,

@@ -8,21 +8,26 @@ import sys
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 contract = json.loads(session.get_modelmeta().custom_metadata_map["grood_edge.contract"])
 p = contract["preprocessing"]
-if p["camera"] or p["crop"] == "letterbox":
-    sys.exit("this example does centre crop and stretch on the host; docs/format.md says what your artifact takes")
-image = Image.open(sys.argv[2]).convert("L" if p["channels"] == 1 else "RGB")
-width, height = p["width"], p["height"]
-if p["crop"] == "center":  # short side to short_side, then the middle; docs/format.md has the arithmetic to the pixel
-    scale = p["short_side"] / min(image.size)
-    image = image.resize((int(image.width * scale), int(image.height * scale)), Image.Resampling[p["filter"].upper()])
-    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-    image = image.crop((left, top, left + width, top + height))
-pixels = np.asarray(image.resize((width, height), Image.Resampling[p["filter"].upper()])).reshape(1, height, width, -1)
+camera, size, how = p["camera"], (p["width"], p["height"]), Image.Resampling[p["filter"].upper()]
+grey = camera["layout"] == "gray" if camera else p["channels"] == 1
+image = Image.open(sys.argv[2]).convert("L" if grey else "RGB")
+if camera:  # the graph resizes and crops, and takes frames of that camera alone
+    size = (camera["width"], camera["height"])
+    if image.size != size:
+        sys.exit(f"the image has {image.size} pixels (width, height); this artifact takes its camera's {size}")
+elif p["crop"] == "letterbox":  # docs/format.md has the arithmetic of both to the pixel
+    image = ImageOps.pad(image, size, how, tuple(min(255, max(0, int(level + 0.5))) for level in p["mean"]))
+elif p["crop"] == "center":
+    image = ImageOps.scale(image, p["short_side"] / min(image.size), how)
+    left, top = round((image.width - size[0]) / 2), round((image.height - size[1]) / 2)
+    image = image.crop((left, top, left + size[0], top + size[1]))
+pixels = np.asarray(image.resize(size, how)).reshape(1, size[1], size[0], -1)
+pixels = pixels[..., ::-1] if camera and camera["layout"] == "bgr" else pixels
 outputs = dict(zip([o.name for o in session.get_outputs()], session.run(None, {"image": pixels}), strict=True))
 name, p_value = contract["classes"][outputs["class_id"][0]], outputs["p_value"][0]
 print(f"unknown (p {p_value:.3f}); nearest class {name}" if outputs["is_ood"][0] else f"{name} (p {p_value:.3f})")

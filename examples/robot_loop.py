@@ -6,13 +6,9 @@ python robot_loop.py model.onnx 0
 import sys
 
 from grood_edge.runtime import open_session
-from grood_edge.runtime.decision import parse_decision
-from grood_edge.runtime.health import HealthRules
 from grood_edge.runtime.mailbox import Capture, parse_policy
 from grood_edge.runtime.sources import open_source
-from grood_edge.runtime.stream import StreamRules, StreamVerdict, verdicts
-
-PATIENCE = 0.5  # seconds without a frame after which the camera stands still
+from grood_edge.runtime.stream import StreamVerdict, stream_rules, verdicts
 
 
 def drive(change: StreamVerdict) -> None:
@@ -22,14 +18,10 @@ def drive(change: StreamVerdict) -> None:
 
 
 source = open_source(sys.argv[2])
-with (
-    open_session(sys.argv[1], color=source.color) as session,
-    Capture(source, parse_policy(None, source.live), PATIENCE if source.live else None) as capture,
-):
-    rules = StreamRules(
-        parse_decision("hysteresis", session.contract), HealthRules(max_age=PATIENCE if source.live else None)
-    )
-    for seen in verdicts(session, capture, rules, on_change=drive):
-        if seen.state.name == "KNOWN" and seen.verdict is not None:
-            pass  # pick up seen.verdict.class_name
+with open_session(sys.argv[1], color=source.color) as session:
+    rules = stream_rules(session.contract, source)
+    with Capture(source, parse_policy(None, source.live), rules.health.max_age) as capture:
+        for seen in verdicts(session, capture, rules, on_change=drive):
+            if seen.state.name == "KNOWN" and seen.verdict is not None:
+                pass  # pick up seen.verdict.class_name
 print("the source has ended")

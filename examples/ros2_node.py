@@ -6,43 +6,54 @@ It was run against a recorded bag only (tests/test_examples.py hands its message
 """
 
 import json
+import time
 from typing import Any
 
 from grood_edge.runtime import open_session
-from grood_edge.runtime.decision import Observation, parse_decision
+from grood_edge.runtime.decision import Observation, State, parse_decision
 from grood_edge.runtime.ros_images import BadMessageError, read_picture
 
 IMAGE = "sensor_msgs/msg/Image"
+PATIENCE = 0.5  # seconds without an image after which the camera stands still
+LEVELS = {"KNOWN": 0, "UNSURE": 1, "UNKNOWN": 1, "NO-VIEW": 2}  # OK, WARN, ERROR
+Report = tuple[int, str, dict[str, Any]]  # diagnostic level, a sentence, the fields of the JSON string
 
 
 class Judge:
-    """Everything that does not need ROS: a serialised Image in; level, sentence and fields out."""
+    """Everything that does not need ROS. `now`: seconds, by the clock of whoever receives the images."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, now: float) -> None:
         self.session = open_session(model, color="rgb")
-        self.decision = parse_decision("hysteresis:k=3,n=4", self.session.contract)
-        self.memory: Any = None
+        self.decision = parse_decision(f"hysteresis:k=3,n=4,no-view={PATIENCE}", self.session.contract)
+        self.memory: Any = self.decision.start(now)
+        self.newest = now
 
-    def judge(self, message: bytes) -> tuple[int, str, dict[str, Any]]:
-        """Return the diagnostic level (0 OK, 1 WARN, 2 ERROR), a sentence, and the fields of the JSON string."""
+    def image(self, message: bytes, now: float) -> Report:
+        """Judge a serialised Image."""
+        self.newest = now
         try:
-            picture = read_picture(IMAGE, message)
+            verdict = self.session.predict(read_picture(IMAGE, message).image)
         except BadMessageError as error:
-            return 2, f"an image that cannot be read: {error}", {"state": "INVALID"}
-        seconds = picture.stamp or 0.0
-        self.memory = self.memory or self.decision.start(seconds)
-        verdict = self.session.predict(picture.image)
-        seen = Observation(seconds, "INVALID")
+            state = self._after(Observation(now, "INVALID"))
+            return 2, f"{state.name}: an image that cannot be read: {error}", {"state": state.name}
+        seen = Observation(now, "INVALID")
         if verdict.valid:
-            seen = Observation(seconds, "OK", verdict.class_id, verdict.class_name, verdict.p_value, verdict.is_ood)
-        self.memory = self.decision.step(self.memory, seen)
-        state = self.memory.state
+            seen = Observation(now, "OK", verdict.class_id, verdict.class_name, verdict.p_value, verdict.is_ood)
+        state = self._after(seen)
         fields = {"state": state.name, "since": state.since, "class": verdict.class_name, "p_value": verdict.p_value}
-        return (
-            {"KNOWN": 0, "UNSURE": 1, "UNKNOWN": 1, "NO-VIEW": 2}[state.name],
-            f"{state.name}: {state.reason}",
-            fields,
-        )
+        return LEVELS[state.name], f"{state.name}: {state.reason}", fields
+
+    def silence(self, now: float) -> Report | None:
+        """Say what holds while no image comes; None while that is not long enough to say anything."""
+        if now - self.newest < PATIENCE:
+            return None
+        state = self._after(Observation(now, "STALE"))
+        return LEVELS[state.name], f"{state.name}: {state.reason}", {"state": state.name, "since": state.since}
+
+    def _after(self, seen: Observation) -> State:
+        self.memory = self.decision.step(self.memory, seen)
+        state: State = self.memory.state
+        return state
 
 
 def main() -> None:
@@ -56,12 +67,14 @@ def main() -> None:
 
     rclpy.init()
     node = Node("grood_edge")
-    judge = Judge(node.declare_parameter("model", "model.onnx").value)
+    judge = Judge(node.declare_parameter("model", "model.onnx").value, time.monotonic())
     diagnostics = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
     states = node.create_publisher(String, "~/state", 10)
 
-    def on_image(message: bytes) -> None:
-        level, sentence, fields = judge.judge(message)
+    def publish(report: Report | None) -> None:
+        if report is None:
+            return
+        level, sentence, fields = report
         values = [KeyValue(key=key, value=str(value)) for key, value in fields.items()]
         array = DiagnosticArray(
             status=[DiagnosticStatus(level=bytes([level]), name="grood_edge", message=sentence, values=values)]
@@ -71,7 +84,10 @@ def main() -> None:
         states.publish(String(data=json.dumps(fields)))
 
     topic = node.declare_parameter("topic", "/image").value
-    node.create_subscription(Image, topic, on_image, qos_profile_sensor_data, raw=True)  # the newest frames only
+    node.create_subscription(
+        Image, topic, lambda message: publish(judge.image(message, time.monotonic())), qos_profile_sensor_data, raw=True
+    )  # the newest frames only
+    node.create_timer(PATIENCE / 2, lambda: publish(judge.silence(time.monotonic())))  # a camera that stops must be told
     try:
         rclpy.spin(node)
     except KeyboardInterrupt:

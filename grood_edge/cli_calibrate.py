@@ -121,6 +121,7 @@ def _document(report: "EpisodeReport") -> dict[str, Any]:
             for rate in report.rates
         ],
         "not_valid": report.not_valid,
+        "unhealthy": report.unhealthy,
         "unreadable": [{"path": path, "reason": reason} for path, reason in report.unreadable],
         "warnings": list(report.warnings),
     }
@@ -143,6 +144,7 @@ def _table(report: "EpisodeReport") -> Any:
         )
     rows = [
         ("episodes", f"{stream.episodes:,}, {stream.frames:,} frames scored, {report.not_valid:,} not valid"),
+        ("not scored", ", ".join(f"{n:,} {status}" for status, n in report.unhealthy.items()) or "none"),
         ("hours", f"{report.hours:.3g} at {stream.fps:g} frames a second"),
         ("correlation time", "none found" if stream.correlation is None else f"{stream.correlation:.3g} s"),
         ("", report.correlation.reason),

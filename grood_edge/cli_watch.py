@@ -51,13 +51,10 @@ def watch_command(
     as_json: Json = False,
 ) -> None:
     """Watch a camera or a recording: which frames are known, and what that amounts to over time."""
-    from grood_edge.runtime.decision import parse_decision
-    from grood_edge.runtime.drift import drift_watch
-    from grood_edge.runtime.health import HealthRules
     from grood_edge.runtime.mailbox import Capture, parse_policy
     from grood_edge.runtime.session import open_session
     from grood_edge.runtime.sources import SourceOptions, open_source
-    from grood_edge.runtime.stream import StreamRules, verdicts
+    from grood_edge.runtime.stream import stream_rules, verdicts
     from grood_edge.telemetry.outputs import Asked, open_sinks
     from grood_edge.telemetry.screen import status_line
     from grood_edge.telemetry.watching import Tally, watch
@@ -77,14 +74,8 @@ def watch_command(
                     )
                 )  # fmt: skip
             tell_notes(session.fallbacks)
-            camera = session.contract.preprocessing.camera
-            patience = max_age if frames.live else None  # files wait
-            rules = StreamRules(
-                parse_decision(decision, session.contract, fps or frames.fps, alpha),
-                HealthRules(max_age=patience, shape=None if camera is None else (camera.height, camera.width)),
-                drift_watch(session.contract, fps or frames.fps),
-            )
-            capture = Capture(frames, parse_policy(policy, frames.live), patience)
+            rules = stream_rules(session.contract, frames, decision, fps=fps, alpha=alpha, max_age=max_age)
+            capture = Capture(frames, parse_policy(policy, frames.live), rules.health.max_age)
             asked = Asked(show, record, log, mcap, rerun, metrics, on_unknown)
             sinks = open_sinks(asked, session, capture, force)
             stack.enter_context(capture)

@@ -25,6 +25,7 @@ __all__ = [
     "ProbeReport",
     "ProbeRow",
     "decode_png",
+    "left_out",
     "make_probes",
     "replay_probes",
     "score_tolerance",
@@ -141,8 +142,10 @@ def make_probes(
     margin = apart * _narrowness(contract)
     probes: list[Probe] = []
     budget = MAX_PROBE_CHARACTERS
+    sizes: dict[str, int] = {}
     for name, frame in frames:
         png = encode_png(frame)
+        sizes[name] = len(png)
         outputs = run(frame[None])
         best, second = np.sort(outputs.logits[0])[[-1, -2]]
         threshold = rule.threshold(int(outputs.class_id[0]))
@@ -164,11 +167,36 @@ def make_probes(
                 valid=True,
             )
         )
+    if not probes and min(sizes.values(), default=0) > MAX_PROBE_CHARACTERS:
+        raise VerificationError(
+            f"none of the {len(sizes)} probe frames fits in the file: {_sized(sizes)}. {_ROOM}; give frames that "
+            "compress better (plain, without noise), or leave --probes out for synthetic ones"
+        )
     if not probes:
         raise VerificationError(
             "no probe frame is decided clearly enough to be a test vector; give some clear images with --probes DIR"
         )
     return tuple(probes)
+
+
+def left_out(frames: Iterable[tuple[str, InputFrame]], probes: tuple[Probe, ...]) -> str | None:
+    """Say which of the given frames did not become probes, with their sizes; None where all did."""
+    kept = {probe.name for probe in probes}
+    sizes = {name: len(encode_png(frame)) for name, frame in frames}
+    others = {name: size for name, size in sizes.items() if name not in kept}
+    if not others:
+        return None
+    return (
+        f"{len(sizes) - len(others)} of {len(sizes)} probe images are in the file; left out, because they do not fit or "
+        f"are not decided clearly enough: {_sized(others)}. {_ROOM}, and these take {(sum(sizes.values())) >> 10:,} KB"
+    )
+
+
+_ROOM = f"Probes may take {MAX_PROBE_CHARACTERS >> 10} KB in all, as base64 of PNG"
+
+
+def _sized(sizes: dict[str, int]) -> str:
+    return ", ".join(f"{name} {size / 1024:,.0f} KB" for name, size in sizes.items())
 
 
 def synthetic_frames(preprocessing: Preprocessing) -> list[tuple[str, InputFrame]]:

@@ -13,10 +13,12 @@ from PIL import Image
 from rosbags.rosbag2 import Reader, Writer
 from rosbags.typesys import Stores, get_typestore
 
+from grood_edge.artifact import read_artifact
 from grood_edge.demo.images import DemoImages
 from grood_edge.images import find_images, load_image
 from grood_edge.runtime import open_session
 from grood_edge.runtime.selftest import MODEL
+from tests.test_camera_part import SELFTEST_CAMERA, with_camera
 from tests.videos import frames_of, packaged_video
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -43,11 +45,27 @@ def test_the_file_needs_nothing_but_onnxruntime(digit: Path) -> None:
     source = (EXAMPLES / "ort_only.py").read_text()
     assert "import grood_edge" not in source
     assert "from grood_edge" not in source
-    assert len(source.splitlines()) <= 30
+    assert len(source.splitlines()) <= 36
     with open_session(MODEL) as session:
         verdict = session.predict(np.asarray(Image.open(digit)))
     assert not verdict.is_ood
     assert run("ort_only.py", MODEL, digit).strip() == f"{verdict.class_name} (p {verdict.p_value:.3f})"
+
+
+def test_the_file_of_a_camera_takes_its_frames_with_nothing_but_onnxruntime(tmp_path: Path) -> None:
+    path, street = tmp_path / "camera.onnx", cv2.resize(next(frames_of(packaged_video("bikes.mp4"))), (64, 48))
+    path.write_bytes(with_camera(read_artifact(MODEL), SELFTEST_CAMERA))
+    cv2.imwrite(str(tmp_path / "street.png"), street)
+    cv2.imwrite(str(tmp_path / "large.png"), np.repeat(street, 2, axis=0))
+    with open_session(path, color="bgr") as session:
+        verdict = session.predict(street)
+    said = f"unknown (p {verdict.p_value:.3f}); nearest class {verdict.class_name}"
+    assert run("ort_only.py", path, tmp_path / "street.png").strip() == said
+    refused = subprocess.run(
+        [sys.executable, str(EXAMPLES / "ort_only.py"), str(path), str(tmp_path / "large.png")],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert refused.stderr.strip().endswith("this artifact takes its camera's (64, 48)")
 
 
 def test_opencv_loop_and_robot_loop_read_a_video(tmp_path: Path) -> None:
@@ -83,11 +101,16 @@ def test_the_ros_node_judges_a_recorded_bag(digit: Path, tmp_path: Path) -> None
             )  # fmt: skip
             bag.write(topic, index * 10**9, store.serialize_cdr(message, message.__msgtype__))
     judged = []
-    judge = example("ros2_node").Judge(str(MODEL))
+    judge = example("ros2_node").Judge(str(MODEL), 0.0)
     with Reader(tmp_path / "bag") as recorded:
-        for _, _, raw in recorded.messages():
-            judged.append(judge.judge(bytes(raw)))
-    assert judge.judge(b"\0\1\0\0junk")[0] == 2
+        for _, logged, raw in recorded.messages():
+            judged.append(judge.image(bytes(raw), logged / 1e9))
+    assert judge.silence(15.4) is None
+    level, sentence, fields = judge.silence(15.6)
+    assert (level, fields["state"]) == (2, "NO-VIEW")
+    assert "no valid frame for 0.60 s; the newest is STALE" in sentence
+    level, sentence, _ = judge.image(b"\0\1\0\0junk", 15.7)
+    assert (level, "cannot be read" in sentence) == (2, True)
     judge.session.close()
     levels = [level for level, _, _ in judged]
     assert levels[7] == 0

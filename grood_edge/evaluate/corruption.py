@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFilter
 
-from grood_edge.arrays import Frame
+from grood_edge.arrays import Frame, InputFrame
 from grood_edge.evaluate.passes import Recorder, Rows, ScoredSet, batched
 from grood_edge.images import load_image
 from grood_edge.progress import Progress, silent
@@ -67,11 +67,11 @@ def score_corrupted(
     picked = np.sort(rng.permutation(len(clean.paths))[:count])
     recorder = Recorder(session)
 
-    def frames() -> Iterator[Frame]:
+    def frames() -> Iterator[InputFrame]:
         for done, index in enumerate(picked):
             frame = load_image(clean.paths[index])
             for number, corruption in enumerate(CORRUPTIONS):
-                yield corrupted(frame, corruption, np.random.default_rng([seed, int(index), number]))
+                yield session.prepare(corrupted(frame, corruption, np.random.default_rng([seed, int(index), number])))
             progress("scoring corrupted ID images", done + 1, count)
 
     for batch in batched(frames()):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from grood_edge.arrays import Features, Flags, Frame, Labels, Logits, Scores
+from grood_edge.arrays import Features, Flags, InputFrame, Labels, Logits, Scores
 from grood_edge.errors import DatasetError
 from grood_edge.evaluate.sets import LEAST_IMAGES, FolderSet
 from grood_edge.frame_hashes import digest_of, frame_hash
@@ -19,7 +19,7 @@ from grood_edge.runtime.session import Session
 __all__ = ["Recorder", "Rows", "ScoredSet", "batched", "score_set"]
 
 BATCH_IMAGES = 32
-BATCH_BYTES = 64 << 20  # of raw frames: 32 frames of a small camera, or two of 33 megapixels
+BATCH_BYTES = 64 << 20  # of prepared frames: the batches of a classifier with a very large input are smaller
 
 OtherScores = Callable[[Features, Logits], dict[str, Scores]]  # baselines, from the same features and logits
 
@@ -59,15 +59,15 @@ class ScoredSet:
 
 @dataclass
 class Recorder:
-    """Runs batches through a session and keeps the few numbers an image that the metrics need."""
+    """Runs batches of prepared frames through a session and keeps the few numbers an image that the metrics need."""
 
     session: Session
     others: OtherScores | None = None
     _parts: list[Rows] = field(default_factory=list)
 
-    def add(self, frames: list[Frame]) -> None:
-        """Run raw frames of any size."""
-        outputs = self.session.infer(frames)
+    def add(self, frames: list[InputFrame]) -> None:
+        """Run frames as `session.prepare` returns them."""
+        outputs = self.session.infer_prepared(np.stack(frames))
         verdicts = self.session.verdicts(outputs)
         self._parts.append(
             Rows(
@@ -121,14 +121,14 @@ def score_set(
     hashes = array("Q")
     recorder = Recorder(session, others)
 
-    def frames() -> Iterator[Frame]:
+    def frames() -> Iterator[InputFrame]:
         for index, path in enumerate(images.paths):
             try:
-                frame = load_image(path)
+                frame = session.prepare(load_image(path))
             except UnreadableImageError as error:
                 unreadable.append((str(path), str(error)))
                 continue
-            hashes.append(frame_hash(session.prepare(frame)))
+            hashes.append(frame_hash(frame))
             kept.append(index)
             yield frame
 
@@ -147,9 +147,9 @@ def score_set(
     )
 
 
-def batched(frames: Iterable[Frame]) -> Iterator[list[Frame]]:
+def batched(frames: Iterable[InputFrame]) -> Iterator[list[InputFrame]]:
     """Group frames into batches that are bounded in number and in bytes."""
-    batch: list[Frame] = []
+    batch: list[InputFrame] = []
     size = 0
     for frame in frames:
         batch.append(frame)

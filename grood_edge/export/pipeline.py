@@ -57,7 +57,7 @@ from grood_edge.export.verify import (
 from grood_edge.onnx_proto import OPSET
 from grood_edge.ort import OrtModel, open_ort
 from grood_edge.preprocessing import Preprocessing
-from grood_edge.probes import make_probes
+from grood_edge.probes import left_out, make_probes
 from grood_edge.progress import Progress, silent
 from grood_edge.publishing import check_output, publish
 from grood_edge.scoring import Head
@@ -143,6 +143,8 @@ def export_model(
     unreadable = passes.unreadable() + tuple(entry for source in sources for entry in source.unreadable)
     notes = passes.fit.notes + (passes.calibration.notes if passes.calibration is not None else ())
     warnings = chosen.warnings + notes + coverage_warnings(passes, inputs.classes) + _tensorrt_warnings(finished)
+    if options.probes is not None and (note := left_out(inputs.probe_frames, contract.probes)) is not None:
+        warnings += (note,)
     return ExportReport(out, contract, verification, unreadable, warnings, chosen.speeds)
 
 

@@ -16,6 +16,7 @@ from grood_edge.runtime.e_cusum import (
     threshold_by_episode,
 )
 from grood_edge.runtime.e_cusum_rule import EPISODE_ALPHA, EPISODE_DELTA
+from grood_edge.runtime.states import Status
 
 __all__ = ["AlarmRate", "EpisodeReport", "ScoredEpisodes", "episode_report"]
 
@@ -25,13 +26,17 @@ HOURS = (0.1, 1.0, 8.0)
 
 @dataclass(frozen=True)
 class ScoredEpisodes:
-    """log e of every frame of each episode, already corrected, NaN where nothing was scored; and what stands beside."""
+    """log e of every frame of each episode, already corrected, NaN where nothing was scored; and what stands beside.
+
+    unhealthy: frames a status (BLACK, SATURATED, FROZEN) that were not scored, as `watch` would not score them.
+    """
 
     log_e: tuple[np.ndarray, ...]
     fps: float
     hashes: np.ndarray
     not_valid: int
     unreadable: tuple[tuple[str, str], ...]
+    unhealthy: dict[Status, int]
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class EpisodeReport:
     """What was measured and written.
 
     hours: of video. threshold: by episode, as log M; None with fewer than `needed` episodes. not_valid: frames whose
-    verdict was not valid. unreadable: (frame, reason).
+    verdict was not valid. unreadable: (frame, reason). unhealthy: frames a status that were not scored.
     """
 
     path: Path
@@ -65,6 +70,7 @@ class EpisodeReport:
     rates: tuple[AlarmRate, ...]
     not_valid: int
     unreadable: tuple[tuple[str, str], ...]
+    unhealthy: dict[Status, int]
     warnings: tuple[str, ...]
 
 
@@ -104,5 +110,6 @@ def episode_report(target: Path, contract: Contract, scored: ScoredEpisodes, cor
         rates=tuple(rates),
         not_valid=scored.not_valid,
         unreadable=scored.unreadable,
+        unhealthy=scored.unhealthy,
         warnings=tuple(warnings),
     )

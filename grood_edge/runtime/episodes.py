@@ -2,8 +2,9 @@
 
 import hashlib
 from array import array
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,16 @@ from grood_edge.publishing import check_output, publish
 from grood_edge.runtime.correlation import Correlation, correlation_lag
 from grood_edge.runtime.e_cusum import correction, largest_evidence, log_e_value
 from grood_edge.runtime.episode_report import EpisodeReport, ScoredEpisodes, episode_report
+from grood_edge.runtime.health import HealthMemory, HealthRules, check_frame, describe
 from grood_edge.runtime.session import Session, open_session
-from grood_edge.runtime.sources import Source
+from grood_edge.runtime.sources import CapturedFrame, Source
+from grood_edge.runtime.states import Status
 
 __all__ = ["EpisodeOptions", "OpenEpisode", "calibrate_episodes"]
 
 MAX_FRAMES = 20_000_000  # eight bytes each are kept twice
 SAME_RATE = 0.01
+HEALTH = HealthRules(max_age=None)  # frames of files wait; as `stream.stream_rules` has it
 
 OpenEpisode = Callable[[Path], Source]
 
@@ -107,24 +111,40 @@ def _open_source(entry: Path) -> Source:
     return source
 
 
+@dataclass
+class _Seen:
+    """What all episodes amount to besides their scores."""
+
+    hashes: "array[int]" = field(default_factory=lambda: array("Q"))
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    unhealthy: Counter[Status] = field(default_factory=Counter)
+
+    @property
+    def frames(self) -> int:
+        return len(self.hashes) + len(self.unreadable) + self.unhealthy.total()
+
+
 def _score(
     session: Session, entries: list[Path], options: EpisodeOptions, log_c: float, open_episode: OpenEpisode,
     progress: Progress,
 ) -> ScoredEpisodes:  # fmt: skip
-    log_e, hashes, unreadable = [], array("Q"), list[tuple[str, str]]()
+    log_e, seen = [], _Seen()
     fps, not_valid = options.fps, 0
     same: dict[bytes, str] = {}
     for number, entry in enumerate(entries):
         progress("scoring episodes", number, len(entries))
-        source, before = open_episode(entry), len(hashes)
+        source, before = open_episode(entry), len(seen.hashes)
         try:
             fps = _rate(source, fps, options)
-            values = _episode(session, source, log_c, hashes, unreadable)
+            values = _episode(session, source, log_c, seen)
         finally:
             source.close()
         if not np.isfinite(values).any():
-            raise DatasetError(f"the episode {entry} has no frame that could be scored; remove or repair it")
-        other = same.setdefault(hashlib.sha256(hashes[before:].tobytes()).digest(), entry.name)
+            raise DatasetError(
+                f"the episode {entry} has no frame that could be scored: all are unreadable, black, saturated or frozen; "
+                "remove or repair it"
+            )
+        other = same.setdefault(hashlib.sha256(seen.hashes[before:].tobytes()).digest(), entry.name)
         if other != entry.name:
             raise DatasetError(
                 f"the episodes {other} and {entry.name} are the same frames, and must be independent; remove one"
@@ -133,7 +153,9 @@ def _score(
         log_e.append(np.where(np.isinf(values), np.nan, values))
     progress("scoring episodes", len(entries), len(entries))
     assert fps is not None
-    return ScoredEpisodes(tuple(log_e), fps, np.array(hashes, np.uint64), not_valid, tuple(unreadable))
+    return ScoredEpisodes(
+        tuple(log_e), fps, np.array(seen.hashes, np.uint64), not_valid, tuple(seen.unreadable), dict(seen.unhealthy)
+    )
 
 
 def _rate(source: Source, fps: float | None, options: EpisodeOptions) -> float:
@@ -151,25 +173,34 @@ def _rate(source: Source, fps: float | None, options: EpisodeOptions) -> float:
     return found if fps is None else fps
 
 
-def _episode(
-    session: Session, source: Source, log_c: float, hashes: "array[int]", unreadable: list[tuple[str, str]]
-) -> np.ndarray:
-    """Return log e of each frame, less the correction; NaN: unreadable, infinite: not valid."""
-    values = array("d")
+def _episode(session: Session, source: Source, log_c: float, seen: _Seen) -> np.ndarray:
+    """Return log e of each frame, less the correction; NaN: not scored, infinite: not valid."""
+    values, memory = array("d"), HealthMemory()
     while (captured := source.read()) is not None:
-        if len(hashes) + len(unreadable) >= MAX_FRAMES:
+        if seen.frames >= MAX_FRAMES:
             raise DatasetError(f"the episodes have more than {MAX_FRAMES:,} frames; leave some out")
-        if captured.image is None:
-            unreadable.append((f"{source.name}[{captured.index}]", captured.problem or "no picture"))
-            values.append(np.nan)
+        memory, status = check_frame(HEALTH, memory, captured, captured.captured)
+        if status == "OK":
+            values.append(_log_e(session, source, captured, seen) - log_c)
             continue
-        bgr = source.color == "bgr" and captured.image.ndim == 3 and captured.image.shape[2] == 3
-        frame = captured.image[..., ::-1] if bgr else captured.image
-        prepared = session.prepare(frame)
-        hashes.append(frame_hash(prepared))
-        verdict = session.verdicts(session.infer_prepared(prepared[None]))[0]
-        values.append(log_e_value(verdict.p_value) - log_c if verdict.valid else np.inf)
+        values.append(np.nan)
+        if status == "INVALID":
+            why = describe(HEALTH, captured, captured.captured, status)
+            seen.unreadable.append((f"{source.name}[{captured.index}]", why))
+        else:
+            seen.unhealthy[status] += 1
     return np.array(values, np.float64)
+
+
+def _log_e(session: Session, source: Source, captured: CapturedFrame, seen: _Seen) -> float:
+    """Score a healthy frame; infinite where the verdict is not valid."""
+    image = captured.image
+    assert image is not None
+    bgr = source.color == "bgr" and image.ndim == 3 and image.shape[2] == 3
+    prepared = session.prepare(image[..., ::-1] if bgr else image)
+    seen.hashes.append(frame_hash(prepared))
+    verdict = session.verdicts(session.infer_prepared(prepared[None]))[0]
+    return log_e_value(verdict.p_value) if verdict.valid else np.inf
 
 
 def _require_good(artifact: Artifact, scored: ScoredEpisodes, options: EpisodeOptions) -> None:
@@ -178,7 +209,7 @@ def _require_good(artifact: Artifact, scored: ScoredEpisodes, options: EpisodeOp
     Raises:
         DatasetError: says how many.
     """
-    frames = len(scored.hashes) + len(scored.unreadable)
+    frames = len(scored.hashes) + len(scored.unreadable) + sum(scored.unhealthy.values())
     if len(scored.unreadable) > UNREADABLE_LIMIT * frames and not options.allow_unreadable:
         raise DatasetError(
             f"{len(scored.unreadable)} of {frames} frames cannot be read: {name_some(scored.unreadable)}. Repair or "

@@ -27,7 +27,8 @@ class CapturedFrame:
     image: uint8 `[h, w, 3]` in the source's channel order, `[h, w, 1]` or `[h, w]`; None where the source delivered
     something that is no picture (`problem` says what). index: counted from 0 in the source, damaged frames included.
     captured: seconds of `time.monotonic()` when it arrived here. source_time: seconds on the source's own clock (a
-    video's position, a bag's stamp), None where it has none. source: name. cut_off: the recording ends here, too early.
+    video's position, a bag's stamp), None where it has none. source: name. problem: why it is no picture, or, in a
+    stream's verdict, why it was not scored. cut_off: the recording ends here, too early.
     """
 
     image: np.ndarray | None

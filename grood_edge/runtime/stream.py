@@ -5,16 +5,19 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from grood_edge.contract import Contract
 from grood_edge.errors import FrameError
-from grood_edge.runtime.drift import Drift, DriftMemory, DriftWatch
-from grood_edge.runtime.health import HealthMemory, HealthRules, check_frame
+from grood_edge.runtime.decision import parse_decision
+from grood_edge.runtime.drift import Drift, DriftMemory, DriftWatch, drift_watch
+from grood_edge.runtime.health import HealthMemory, HealthRules, check_frame, describe
 from grood_edge.runtime.mailbox import Capture
 from grood_edge.runtime.session import Session, Verdict
 from grood_edge.runtime.sources import CapturedFrame, Clock, Source
 from grood_edge.runtime.states import Decision, Memory, Observation, State, Status
 
-__all__ = ["StreamRules", "StreamVerdict", "verdicts"]
+__all__ = ["StreamRules", "StreamVerdict", "stream_rules", "verdicts"]
 
+MAX_AGE = 0.5  # seconds
 FILE_FPS = 30.0  # of files that do not say: only how the decision counts time hangs on it
 
 
@@ -27,12 +30,39 @@ class StreamRules:
     drift: DriftWatch | None = None
 
 
+def stream_rules(
+    contract: Contract, source: Source, decision: str = "hysteresis", *, fps: float | None = None,
+    alpha: float | None = None, max_age: float = MAX_AGE,
+) -> StreamRules:  # fmt: skip
+    """Return the rules that `grood-edge watch` goes by. `health.max_age` is also the capture's `stall_after`.
+
+    Args:
+        contract: of the artifact.
+        source: a live one has stale frames; those of a file wait.
+        decision: as `decision.parse_decision` takes it.
+        fps: frames a second, where the source does not say it or says it wrongly.
+        alpha: the session's, None for the artifact's own.
+        max_age: seconds after which a camera's frame is stale, and a camera without frames stands still.
+
+    Raises:
+        UsageError: a decision that cannot be read, or a `max_age` that is not above 0.
+        CalibrationError: calibration scores or episodes cannot carry the decision.
+    """
+    camera, rate = contract.preprocessing.camera, fps or source.fps
+    shape = None if camera is None else (camera.height, camera.width)
+    return StreamRules(
+        parse_decision(decision, contract, rate, alpha),
+        HealthRules(max_age=max_age if source.live else None, shape=shape),
+        drift_watch(contract, rate),
+    )
+
+
 @dataclass(frozen=True)
 class StreamVerdict:
     """One frame of a stream: how it was, what the artifact says of it, and what is now held to be true.
 
     time: seconds, of the clock that the decision counts by: the source's own for files, `time.monotonic()` for cameras.
-    status: `OK`, or why the frame was not scored; `verdict` is None then. state: after this frame; `changed`: it has
+    status: `OK`, or why the frame was not scored; `verdict` is None then, and `frame.problem` has the words. state: after this frame; `changed`: it has
     another name than before. age: seconds from capture to the end of the decision. latency: seconds that the session
     took. dropped: frames that were captured and never seen, up to here. drift: how the scores compare with calibration,
     None until a first window is full.
@@ -73,6 +103,8 @@ def verdicts(
     for captured in capture:
         begun = clock()
         health, status = check_frame(rules.health, health, captured, begun)
+        if status != "OK":
+            captured = replace(captured, problem=describe(rules.health, captured, begun, status))
         frame, status, verdict = _scored(session, captured, status)
         done = clock()
         moment = max(moment, _time_of(frame, capture.source, begun, moment))

@@ -41,7 +41,7 @@ RECORD_SCHEMA: dict[str, Any] = {
         index={**_COUNT, "description": "of the frame in the source"},
         source_time=_number("seconds on the source's own clock"),
         status=_string("whether it was scored, or why not", *get_args(Status)),
-        problem=_string("what the source delivered instead of a picture"),
+        problem=_string("why it was not scored, in words"),
         state=_object(
             ("name", "since", "reason", "fed"),
             name=_string("what is held to be true after this frame", *get_args(StateName)),

@@ -45,6 +45,17 @@ def test_frames_are_resized_and_cropped_once(artifact_path: Path, few: Path) -> 
     np.testing.assert_allclose(scored.rows.scores, one_by_one, atol=1e-4)
 
 
+def test_an_image_is_prepared_once(session: Session, few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared, prepare = [], session._write
+
+    def counted(frame: object, target: np.ndarray) -> None:
+        prepared.append(1)
+        prepare(frame, target)
+
+    monkeypatch.setattr(session, "_write", counted)
+    assert len(score_set(ood_set("near", few / "near"), session).paths) == len(prepared)
+
+
 def test_the_digest_is_the_one_in_the_contract(session: Session, digits: DemoImages) -> None:
     scored = score_set(ood_set("calibration", digits.calibration), session)
     assert scored.digest == session.contract.calibration.data_digest

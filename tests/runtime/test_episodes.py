@@ -129,6 +129,34 @@ def test_short_episodes_set_no_decimation_and_say_why(artifact: Path, write: Wri
     assert "threshold by episode" in decision.start(0.0).state.reason
 
 
+def test_frames_that_are_no_view_are_counted_and_not_scored(
+    artifact: Path, write: Write, id_images: list[Path], tmp_path: Path
+) -> None:
+    """A black, a saturated and a frozen stretch change no figure of the scored frames."""
+    for name, level in (("black", 0), ("white", 255)):
+        Image.fromarray(np.full((8, 8), level, np.uint8)).save(tmp_path / f"{name}.png")
+    shown = drawn(id_images, 3, 40)
+    blind = [tmp_path / "black.png"] * 4 + [tmp_path / "white.png"] * 2
+    first, *others = shown
+    mixed = [[*first[:20], *blind, *first[20:], *first[-1:] * 8], *others]
+    plain = calibrate_episodes(artifact, write("plain", shown), tmp_path / "a.onnx", open_episode=ListSource)
+    report = calibrate_episodes(artifact, write("mixed", mixed), tmp_path / "b.onnx", open_episode=ListSource)
+    assert plain.unhealthy == {}
+    assert report.unhealthy == {"BLACK": 4, "SATURATED": 2, "FROZEN": 4}
+    assert report.stream.frames == plain.stream.frames + 4
+    table = CliRunner().invoke(app, ["calibrate", str(artifact), "--episodes", str(black_only(tmp_path)), "--fps", "10"])
+    assert table.exit_code == 1
+    assert "no frame that could be scored" in table.output
+
+
+def black_only(folder: Path) -> Path:
+    episode = folder / "dark" / "one"
+    episode.mkdir(parents=True)
+    for index in range(3):
+        (episode / f"{index}.png").write_bytes((folder / "black.png").read_bytes())
+    return folder / "dark"
+
+
 def test_few_episodes_carry_no_threshold_and_are_warned_about(
     artifact: Path, write: Write, id_images: list[Path], tmp_path: Path
 ) -> None:

@@ -30,7 +30,7 @@ from grood_edge.runtime.mailbox import Capture, FramePolicy
 from grood_edge.runtime.selftest import MODEL
 from grood_edge.runtime.session import open_session
 from grood_edge.runtime.sources import CapturedFrame
-from grood_edge.runtime.stream import StreamRules, StreamVerdict, verdicts
+from grood_edge.runtime.stream import StreamRules, StreamVerdict, stream_rules, verdicts
 from grood_edge.telemetry.screen import status_line
 from grood_edge.telemetry.watching import Tally, watch
 from tests.export.backbones import fitted_network
@@ -98,6 +98,8 @@ def test_every_segment_is_found_and_nothing_else(artifact: Path, video: Path, tm
     assert [row["status"] for row in frozen[-5:]] == ["FROZEN"] * 5
     assert any(row["state"]["name"] == "UNKNOWN" for row in foreign)
     assert all("ood_score" not in row for row in rows if row["status"] != "OK")
+    assert {row["problem"] for row in frozen[-5:]} == {"identical to each of the last 5 frames"}
+    assert {"problem" in row for row in rows} == {row["status"] != "OK" for row in rows}
     alarms = [row["index"] for row in rows if row["changed"] and row["state"]["name"] == "UNKNOWN"]
     assert len(alarms) == 1
     assert 50 <= alarms[0] <= 54
@@ -347,7 +349,8 @@ def test_damage_keeps_the_clock_and_another_shape_is_invalid(tmp_path: Path) -> 
     street = cv2.resize(next(frames_of(packaged_video(STREET))), (64, 48))
     images = [street, None, street[..., :1], np.ascontiguousarray(street[::-1])]
     with open_session(path) as session, Capture(Bag(images), FramePolicy("every", 4)) as capture:
-        rules = StreamRules(parse_decision("per-frame", session.contract), HealthRules(max_age=None, shape=(48, 64)))
+        rules = stream_rules(session.contract, capture.source, "per-frame")
+        assert rules.health == HealthRules(max_age=None, shape=(48, 64))
         found = list(verdicts(session, capture, rules))
     assert [one.time for one in found] == [100.0, 100.0, 100.2, 100.3]
     assert [one.status for one in found] == ["OK", "INVALID", "INVALID", "OK"]
