@@ -87,7 +87,7 @@ def main() -> None:
     node.create_subscription(
         Image, topic, lambda message: publish(judge.image(message, time.monotonic())), qos_profile_sensor_data, raw=True
     )  # the newest frames only
-    node.create_timer(PATIENCE / 2, lambda: publish(judge.silence(time.monotonic())))  # a camera that stops must be told
+    node.create_timer(PATIENCE / 2, lambda: publish(judge.silence(time.monotonic())))  # tells of a camera that stops
     try:
         rclpy.spin(node)
     except KeyboardInterrupt:

@@ -27,12 +27,12 @@ def evaluate_command(
     as_json: Json = False,
 ) -> None:
     """Show on your own images how well ID and OOD are told apart, and whether the promise holds."""
+    from grood_edge.contract_rows import decision_rows
     from grood_edge.evaluate.evaluation import EvaluateOptions, evaluate
     from grood_edge.evaluate.sets import parse_ood
     from grood_edge.evaluate.settings import check_report, next_command, write_report
     from grood_edge.evaluate.summary import evaluation_document, evaluation_tables
     from grood_edge.runtime.session import open_session
-    from grood_edge.tables import decision_rows
     from grood_edge.terminal import print_json, progress_bars, show, tell, tell_notes
 
     options = EvaluateOptions(model, id_, parse_ood(ood or ()), corrupt, baselines, fit, allow_unreadable)

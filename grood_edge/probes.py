@@ -35,6 +35,7 @@ __all__ = [
 # A probe lies at least this far from the threshold and from another class, so that no device flips it: several times
 # what two correct devices differ by (below).
 MARGIN = {"fp32": 0.01, "fp16": 0.05, "int8": 0.3}
+_ROOM = f"Probes may take {MAX_PROBE_CHARACTERS >> 10} KB in all, as base64 of PNG"
 MIN_GAP = 1e-3  # nearer to a bank row float32 carries no score: 5 in log S between two correct CPU kernels
 
 # Largest accepted |ood_score - expected| by provider. cpu: other kernels sum in another order, 1e-5 seen, times ten
@@ -142,10 +143,10 @@ def make_probes(
     margin = apart * _narrowness(contract)
     probes: list[Probe] = []
     budget = MAX_PROBE_CHARACTERS
-    sizes: dict[str, int] = {}
+    sizes: list[tuple[str, int]] = []
     for name, frame in frames:
         png = encode_png(frame)
-        sizes[name] = len(png)
+        sizes.append((name, len(png)))
         outputs = run(frame[None])
         best, second = np.sort(outputs.logits[0])[[-1, -2]]
         threshold = rule.threshold(int(outputs.class_id[0]))
@@ -167,7 +168,7 @@ def make_probes(
                 valid=True,
             )
         )
-    if not probes and min(sizes.values(), default=0) > MAX_PROBE_CHARACTERS:
+    if not probes and min((size for _, size in sizes), default=0) > MAX_PROBE_CHARACTERS:
         raise VerificationError(
             f"none of the {len(sizes)} probe frames fits in the file: {_sized(sizes)}. {_ROOM}; give frames that "
             "compress better (plain, without noise), or leave --probes out for synthetic ones"
@@ -181,22 +182,20 @@ def make_probes(
 
 def left_out(frames: Iterable[tuple[str, InputFrame]], probes: tuple[Probe, ...]) -> str | None:
     """Say which of the given frames did not become probes, with their sizes; None where all did."""
-    kept = {probe.name for probe in probes}
-    sizes = {name: len(encode_png(frame)) for name, frame in frames}
-    others = {name: size for name, size in sizes.items() if name not in kept}
+    kept = {probe.png for probe in probes}
+    pictures = [(name, encode_png(frame)) for name, frame in frames]
+    others = [(name, len(png)) for name, png in pictures if png not in kept]
     if not others:
         return None
     return (
-        f"{len(sizes) - len(others)} of {len(sizes)} probe images are in the file; left out, because they do not fit or "
-        f"are not decided clearly enough: {_sized(others)}. {_ROOM}, and these take {(sum(sizes.values())) >> 10:,} KB"
+        f"{len(pictures) - len(others)} of {len(pictures)} probe images are in the file; left out, because they do not "
+        f"fit or are not decided clearly enough: {_sized(others)}. {_ROOM}, and all of them take "
+        f"{sum(len(png) for _, png in pictures) / 1024:,.0f} KB"
     )
 
 
-_ROOM = f"Probes may take {MAX_PROBE_CHARACTERS >> 10} KB in all, as base64 of PNG"
-
-
-def _sized(sizes: dict[str, int]) -> str:
-    return ", ".join(f"{name} {size / 1024:,.0f} KB" for name, size in sizes.items())
+def _sized(sizes: list[tuple[str, int]]) -> str:
+    return ", ".join(f"{name} {size / 1024:,.0f} KB" for name, size in sizes)
 
 
 def synthetic_frames(preprocessing: Preprocessing) -> list[tuple[str, InputFrame]]:

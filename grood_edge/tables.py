@@ -9,7 +9,15 @@ import rich.box
 from rich.table import Table
 
 from grood_edge.artifact import Artifact
-from grood_edge.contract import Contract, Selection
+from grood_edge.contract import Contract
+from grood_edge.contract_rows import (
+    decision_rows,
+    guarantee_sentence,
+    listed,
+    network_rows,
+    states_alpha,
+    stream_rows,
+)
 from grood_edge.probes import ProbeReport
 from grood_edge.runtime.score import ScoreRow, ScoreSummary
 from grood_edge.runtime.session import Session
@@ -17,8 +25,6 @@ from grood_edge.runtime.session import Session
 __all__ = [
     "artifact_document",
     "artifact_table",
-    "decision_rows",
-    "guarantee_sentence",
     "key_values",
     "probe_document",
     "probe_table",
@@ -36,7 +42,7 @@ def written_table(report: Any) -> Table:
     return key_values(
         f"wrote {report.path} ({size:,} bytes)",
         [
-            *_network_rows(contract),
+            *network_rows(contract),
             *_speed_rows(getattr(report, "speeds", ())),
             *decision_rows(contract),
             (
@@ -128,7 +134,7 @@ def score_tables(summary: ScoreSummary, session: Session, rows: list[ScoreRow]) 
     counts = [
         ("images", f"{summary.images:,}" + (f", {len(summary.unreadable)} unreadable" if summary.unreadable else "")),
         ("is_ood", f"{summary.flagged:,} ({summary.flagged_share:.1%}), {summary.invalid} of them not valid"),
-        ("classes", _listed(tuple(f"{name} {count}" for name, count in summary.classes.items()))),
+        ("classes", listed(tuple(f"{name} {count}" for name, count in summary.classes.items()))),
         ("decision", _rule_sentence(session)),
         ("guarantee", guarantee_sentence(session.contract) + _at_another_alpha(session)),
     ]
@@ -165,51 +171,12 @@ def key_values(title: str, rows: list[tuple[str, str]]) -> Table:
     return table
 
 
-def guarantee_sentence(contract: Contract) -> str:
-    """Say in one sentence what the calibration promises."""
-    c, alarms = contract.calibration, f"false alarms{_of_class(contract)}"
-    if c.guarantee == "conformal":
-        assert c.delta is not None
-        return (
-            f"{alarms} on ID frames stay at or below {c.alpha:.3g} with {1 - c.delta:.0%} confidence, "
-            f"for frames like the {c.n:,} unseen calibration images"
-        )
-    if c.guarantee == "marginal":
-        return (
-            f"{alarms} on ID frames are at or below {c.alpha:.3g} on average over calibration sets, with this one "
-            f"({c.n:,} unseen images) above it about half of the time; --rule guaranteed gives a confidence"
-        )
-    if c.guarantee == "approximate":
-        return (
-            f"cross-fitted on {c.n:,} images: {alarms} near or below {c.alpha:.3g} in measurements, no theorem. "
-            "For a guarantee: grood-edge calibrate MODEL --data UNSEEN --threshold-only"
-        )
-    if not states_alpha(contract):
-        return (
-            "calibration: seen-in-training, guarantee: none, and no alpha is stated: logits of training images look "
-            "far more certain than those of new ones. Remedy: grood-edge calibrate MODEL --data UNSEEN --threshold-only"
-        )
-    return (
-        "calibration: seen-in-training, guarantee: none. False alarms may be many times alpha. "
-        "Remedy: grood-edge calibrate MODEL --data UNSEEN --threshold-only (59 unseen images carry alpha 0.05)"
-    )
-
-
-def _of_class(contract: Contract) -> str:
-    return " (of each predicted class, taken by itself)" if contract.calibration.class_ranks else ""
-
-
-def states_alpha(contract: Contract) -> bool:
-    """Tell whether a rate may be named at all: of logits of training images none may."""
-    return contract.space == "features" or contract.calibration.provenance == "unseen"
-
-
 def artifact_table(artifact: Artifact) -> Table:
     """Return everything the contract says, for people."""
     contract = artifact.contract
     return key_values(
         "artifact",
-        [*_network_rows(contract), *decision_rows(contract), *_stream_rows(contract), *_file_rows(artifact)],
+        [*network_rows(contract), *decision_rows(contract), *stream_rows(contract), *_file_rows(artifact)],
     )
 
 
@@ -232,130 +199,6 @@ def probe_table(report: ProbeReport) -> Table:
     return table
 
 
-def _stream_rows(contract: Contract) -> list[tuple[str, str]]:
-    if (stream := contract.stream) is None:
-        return []
-    fed = "no decimation could be set" if stream.interval is None else f"a frame every {stream.interval:.3g} s is fed"
-    return [("video", f"{stream.episodes:,} episodes, {stream.frames:,} frames at {stream.fps:g} a second; {fed}")]
-
-
-def _network_rows(contract: Contract) -> list[tuple[str, str]]:
-    p, c = contract.preprocessing, contract.classifier
-    colour = "RGB" if p.channels == 3 else "grey"
-    if p.camera is not None:
-        colour = f"raw frames, {p.camera.layout.upper()}; resized in the graph to {p.height}x{p.width}"
-    batch = "any batch size" if c.batch == "dynamic" else "batch 1 (larger batches did not give the same rows)"
-    kept = f"kept, padded with grey levels {', '.join(map(str, p.padding))}" if p.crop == "letterbox" else "not kept"
-    resize = f"short side to {p.short_side}, centre crop" if p.short_side else f"whole frame, aspect ratio {kept}"
-    return [
-        ("classes", f"{len(contract.classes)}: {_listed(contract.classes)}"),
-        ("input", f"uint8 [{'N' if c.batch == 'dynamic' else 1}, {', '.join(map(str, p.input_shape))}] {colour}"),
-        ("preprocessing", f"{p.preset}: {p.filter}, {resize}"),
-        ("normalisation", f"(pixel - {_numbers(p.mean)}) / {_numbers(p.std)}"),
-        ("classifier", f"from {c.source}, {c.layout}{', BGR' if c.bgr else ''}, {batch}, {contract.precision.name}"),
-        *_precision_rows(contract),
-        ("features", f"{c.features_tensor}, d = {c.dimension}{', average-pooled' if c.features_pooled else ''}"),
-        ("logits", c.logits_tensor),
-    ]
-
-
-def _precision_rows(contract: Contract) -> list[tuple[str, str]]:
-    precision = contract.precision
-    if not precision.trials:
-        return []
-    rows = [("precision", f"{precision.name}; {precision.asked}: {precision.reason}")]
-    rows.append(("", f"against fp32 ({precision.float32_size:,} bytes) on {precision.images:,} fit images:"))
-    for trial in precision.trials:
-        error = "not finite" if trial.feature_error is None else f"off by {trial.feature_error:.1%}"
-        drop = "" if trial.auroc_drop is None else f", AUROC {-100 * trial.auroc_drop:+.2f} points"
-        size = trial.size / max(1, precision.float32_size)
-        what = (
-            f"{trial.precision}, {trial.float_layers} layers in float32: {size:.2f} of the size, features {error}{drop}"
-        )
-        rows.append(("", f"{what}, {trial.flips:.2%} of decisions changed"))
-    if precision.float_layers:
-        rows.append(("", f"in float32: {_listed(precision.float_layers, 20)}"))
-    return rows
-
-
-def decision_rows(contract: Contract) -> list[tuple[str, str]]:
-    """Return what was fitted, chosen and promised, as names and sentences."""
-    fit, calibration = contract.fit, contract.calibration
-    accuracy = "unknown (labels were predicted)" if fit.accuracy is None else f"{fit.accuracy:.1%}"
-    rows = [
-        *_choice_rows(contract),
-        ("fitted on", f"{fit.images:,} images, {fit.unreadable} unreadable, labels {fit.labels}, accuracy {accuracy}"),
-        ("calibration", f"{calibration.provenance}, {calibration.method}, n = {calibration.n:,}"),
-        ("decision", _decision(contract)),
-        ("guarantee", guarantee_sentence(contract)),
-        ("score quantiles", "0, 5, 25, 50, 75, 95, 100 %: " + ", ".join(f"{q:.2f}" for q in calibration.quantiles)),
-        ("probes", f"{len(contract.probes)}: {_listed(tuple(p.name for p in contract.probes))}"),
-    ]
-    if fit.classes_without_prototype:
-        rows.insert(3, ("no prototype for", _listed(fit.classes_without_prototype)))
-    return rows
-
-
-def _choice_rows(contract: Contract) -> list[tuple[str, str]]:
-    bank, selection = contract.bank, contract.selection
-    sources = " + ".join(
-        o.source
-        + (f" of {o.images} images" if o.images else "")
-        + (f" at {o.layer}" if o.layer else "")
-        + (" (real OOD data was used)" if o.uses_ood_data else "")
-        for o in contract.ood_prototypes
-    )
-    rows = [("OOD prototype", f"{sources}, in the {contract.space}"), ("", f"{selection.asked}: {selection.reason}")]
-    if selection.candidates:
-        rows.append(("", _selection_table(selection)))
-    rows.append(("scale", f"{contract.scale.value:g}; {contract.scale.asked}: {contract.scale.reason}"))
-    if contract.scale.trials:
-        tried = ", ".join(f"{trial.scale:g}: {trial.auroc:.1%}" for trial in contract.scale.trials)
-        rows.append(("", f"AUROC of shuffled images: {tried}"))
-    if bank.choice == "none":
-        size = f"none; {bank.candidates:,} images were classified correctly"
-    else:
-        size = f"{bank.rows:,} rows ({bank.choice}, {bank.dtype}) from {bank.candidates:,} correctly classified images"
-    rows += [("gradient bank", size), ("", f"{bank.asked}: {bank.reason}")]
-    if bank.trials:
-        tried = "; ".join(
-            f"{trial.rows:,} rows {trial.auroc:.2%}" + (f" ({trial.changed:.2%} changed)" if index else " in full")
-            for index, trial in enumerate(bank.trials)
-        )
-        rows.append(("", f"leave-class-out AUROC, ID decisions changed: {tried}"))
-    return rows
-
-
-def _selection_table(selection: Selection) -> str:
-    parts = []
-    for candidate in selection.candidates:
-        text = f"{candidate.name} {candidate.auroc:.1%}"
-        if candidate.difference is not None and candidate.standard_error is not None:
-            text += f" ({100 * candidate.difference:+.1f} +- {100 * candidate.standard_error:.1f} points)"
-        parts.append(text)
-    return (
-        f"leave-class-out AUROC, {selection.classes} classes, {selection.images:,} images: {', '.join(parts)}. "
-        "Optimistic, and a rough ranking: the features were trained on the classes left out"
-    )
-
-
-def _decision(contract: Contract) -> str:
-    c = contract.calibration
-    few = "; fewer than 300 images calibrate, so few OOD images are found" if c.n < 300 else ""
-    if not states_alpha(contract):
-        return f"k = {c.k} of {c.n:,} training scores; no alpha is stated{few}"
-    delta = "none" if c.delta is None else f"{c.delta:g}"
-    ranks = f"k = {c.k}"
-    if c.class_ranks:
-        ranks = f"per predicted class: k = {_span(c.class_ranks)} of {_span(c.class_sizes)} scores"
-    return f"alpha = {c.alpha:g}, delta = {delta}, {ranks}{few}"
-
-
-def _span(values: tuple[int, ...]) -> str:
-    low, high = min(values), max(values)
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
-
 def _file_rows(artifact: Artifact) -> list[tuple[str, str]]:
     return [
         ("opset, IR", f"{artifact.opset}, {artifact.ir_version}"),
@@ -364,14 +207,3 @@ def _file_rows(artifact: Artifact) -> list[tuple[str, str]]:
         ("contract digest", artifact.contract_digest),
         ("made with", ", ".join(f"{name} {version}" for name, version in sorted(artifact.contract.tools.items()))),
     ]
-
-
-def _listed(names: tuple[str, ...], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f", ... and {len(names) - most} more" if len(names) > most else "")
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    unique = values[:1] if len(set(values)) == 1 else values
-    return (
-        ", ".join(f"{value:g}" for value in unique) if len(unique) == 1 else f"[{', '.join(f'{v:g}' for v in unique)}]"
-    )

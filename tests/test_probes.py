@@ -25,6 +25,7 @@ from grood_edge.probes import (
     ProbeReport,
     decode_png,
     encode_png,
+    left_out,
     make_probes,
     replay_probes,
     synthetic_frames,
@@ -307,3 +308,23 @@ def test_synthetic_frames(height: int, width: int, channels: int) -> None:
     assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(frames, again, strict=True))
     if min(height, width) > 30:
         assert len({frame.tobytes() for _, frame in frames}) == 10
+
+
+def test_frames_that_do_not_fit_are_named_with_their_sizes(
+    session: Session, contract: Contract, real_frames: list[tuple[str, InputFrame]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a camera's frames, of which one alone may be larger than all that probes may take."""
+    clear = make_probes(real_frames, session.backend.run, contract)
+    chosen = [(name, frame) for name, frame in real_frames if name in {probe.name for probe in clear}]
+    assert left_out(chosen, clear) is None
+    sizes = [len(encode_png(frame)) for _, frame in chosen]
+    monkeypatch.setattr("grood_edge.probes.MAX_PROBE_CHARACTERS", sizes[0] + sizes[1])
+    some = make_probes(chosen[:2] + chosen[:1], session.backend.run, contract)
+    assert len(some) == 2
+    note = left_out(chosen[:3], some)
+    assert note is not None
+    assert "2 of 3 probe images are in the file" in note
+    assert f"{chosen[2][0]} {sizes[2] / 1024:,.0f} KB" in note
+    monkeypatch.setattr("grood_edge.probes.MAX_PROBE_CHARACTERS", min(sizes) - 1)
+    with pytest.raises(VerificationError, match=rf"none of the 3 probe frames fits in the file: {chosen[0][0]} "):
+        make_probes(chosen[:3], session.backend.run, contract)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from grood_edge.contract_rows import guarantee_sentence
 from grood_edge.demo.images import SIZE, DemoImages, write_images
 from grood_edge.demo.network import trained_network
 from grood_edge.demo.picture import draw_overview
@@ -21,7 +22,6 @@ from grood_edge.probes import replay_probes
 from grood_edge.progress import Progress, silent
 from grood_edge.runtime.score import ScoreRow, row_writer, score_images
 from grood_edge.runtime.session import Session, open_session
-from grood_edge.tables import guarantee_sentence
 
 __all__ = ["DemoReport", "TestSet", "run_demo"]
 

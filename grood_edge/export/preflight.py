@@ -21,22 +21,20 @@ from onnx import (
 )
 
 from grood_edge.export.layers import constant_of, replace_nodes
-from grood_edge.export.preflight_rules import (
+from grood_edge.export.preflight_finding import (
     BOTH,
     JETPACK,
-    RULES,
-    STANDARD_DOMAINS,
     TENSORRT_TYPES,
     Family,
     Finding,
     Scope,
     is_large_or_outside,
-    operator_findings,
     refused,
     subgraphs,
     type_name,
     warning,
 )
+from grood_edge.export.preflight_rules import RULES, STANDARD_DOMAINS, operator_findings
 from grood_edge.onnx_proto import OPSET
 
 __all__ = ["Family", "Finding", "preflight"]

@@ -1,33 +1,29 @@
 """The rules of the preflight: what TensorRT refuses or misreads at one node, by its operator, types and constants."""
 
-import math
-from collections.abc import Callable, Iterator, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, defs, numpy_helper
+from onnx import AttributeProto, NodeProto, TensorProto, defs
 
+from grood_edge.export.preflight_finding import (
+    BOTH,
+    TENSORRT_TYPES,
+    Finding,
+    Scope,
+    refused,
+    type_name,
+    warning,
+)
 from grood_edge.stored_head import GROUP
 
-__all__ = [
-    "BOTH", "JETPACK", "RULES", "STANDARD_DOMAINS", "TENSORRT_TYPES", "Family", "Finding", "Scope",
-    "is_large_or_outside", "operator_findings", "refused", "subgraphs", "type_name", "warning",
-]  # fmt: skip
+__all__ = ["RULES", "STANDARD_DOMAINS", "operator_findings"]
 
-Family = Literal["tensorrt", "tensorrt-rtx"]
-
-MAX_CONSTANT = 1 << 16  # elements; larger initializers are weights, whose values no rule reads
-MAX_NAME = 200  # characters of a name that a message shows
 MAX_K = 3840
 
-BOTH: tuple[Family, ...] = ("tensorrt", "tensorrt-rtx")
-JETPACK: tuple[Family, ...] = ("tensorrt",)
-_TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 STANDARD_DOMAINS = ("", "ai.onnx")
 _T = TensorProto
-TENSORRT_TYPES = {_T.FLOAT, _T.FLOAT16, _T.BFLOAT16, _T.DOUBLE, _T.INT8, _T.UINT8, _T.INT32, _T.INT64, _T.BOOL}
 _LESS_PRECISE = {_T.FLOAT16, _T.BFLOAT16, _T.DOUBLE}  # double: TensorRT computes it in float32, others do not
 
 # Operators that the parser has an importer for, less those whose plugin is missing (NonZero, NonMaxSuppression,
@@ -83,64 +79,6 @@ _PARAMETERS = {
     **{"Squeeze": (1,), "Unsqueeze": (1,), "OneHot": (1,), "Reshape": (1,), "Expand": (1,), "Tile": (1,), "Pad": (1,)},
     **{"Resize": (2, 3), "Upsample": (1,), "TopK": (1,), "Slice": (1, 2, 3, 4), "ConstantOfShape": (0,), "STFT": (1,)},
 }
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing in a graph that a TensorRT family refuses, or that wants attention.
-
-    Attributes:
-        node: the node's name, or its first output, or the name of a graph input or output; never empty.
-        operator: its operator; `model`, `input` or `output` for findings about these.
-        found: what was found.
-        families: who refuses it.
-        advice: what to do.
-        kind: `refused` stops a build; a `warning` does not.
-    """
-
-    node: str
-    operator: str
-    found: str
-    families: tuple[Family, ...]
-    advice: str
-    kind: Literal["refused", "warning"] = "refused"
-
-    @property
-    def sentence(self) -> str:
-        """The finding as one message."""
-        families = " and ".join(_TITLES[family] for family in self.families)
-        verdict = "refused for" if self.kind == "refused" else "a warning for"
-        return f"{self.operator} {self.node!r}: {self.found}; {verdict} {families}. {self.advice}"
-
-    def __str__(self) -> str:
-        return self.sentence
-
-
-@dataclass(frozen=True)
-class Scope:
-    """What is known at a node: of its own graph and of those around it."""
-
-    opset: int
-    types: MutableMapping[str, int]
-    shapes: MutableMapping[str, tuple[int | None, ...]]
-    constants: MutableMapping[str, TensorProto]
-    inputs: frozenset[str]
-    outputs: frozenset[str]
-    depth: int = 0
-
-    def kind(self, name: str) -> int:
-        """Element type; UNDEFINED where it could not be inferred."""
-        return self.types.get(name, _T.UNDEFINED)
-
-    def value(self, name: str) -> np.ndarray | None:
-        """The value of a small constant."""
-        tensor = self.constants.get(name)
-        if tensor is None or tensor.data_type not in TENSORRT_TYPES or is_large_or_outside(tensor):
-            return None
-        try:
-            return numpy_helper.to_array(tensor)
-        except (ValueError, TypeError):  # its bytes do not fit its shape; the checker's business
-            return None
 
 
 def operator_findings(node: NodeProto, opset: int) -> Iterator[Finding]:
@@ -316,26 +254,6 @@ RULES: tuple[Callable[[NodeProto, Scope], Iterator[Finding]], ...] = (
 )
 
 
-def refused(node: NodeProto, found: str, advice: str) -> Finding:
-    """Return a finding about a node that stops a build for both families."""
-    return Finding(_name_of(node), node.op_type or "node", found, BOTH, advice)
-
-
-def warning(node: NodeProto, found: str, advice: str, families: tuple[Family, ...]) -> Finding:
-    """Return a finding about a node that stops nothing."""
-    return Finding(_name_of(node), node.op_type or "node", found, families, advice, "warning")
-
-
-def _name_of(node: NodeProto) -> str:
-    name = node.name or next((name for name in node.output if name), "") or "without name and output"
-    return name[:MAX_NAME]
-
-
-def type_name(kind: int) -> str:
-    """Return the name of an ONNX element type as ONNX writes it: `float`, `int64`."""
-    return _T.DataType.Name(kind).lower() if kind in _T.DataType.values() else f"number {kind}"
-
-
 def _known(node: NodeProto) -> bool:
     return node.op_type in _OPERATORS
 
@@ -360,14 +278,3 @@ def _integer(node: NodeProto, name: str, default: int) -> int:
 def _zero_point(node: NodeProto) -> str:
     quantises = node.op_type in ("QuantizeLinear", "DequantizeLinear")
     return node.input[2] if quantises and len(node.input) > 2 else ""
-
-
-def is_large_or_outside(tensor: TensorProto) -> bool:
-    """Return whether a tensor is a weight, or in another file: its values are not read."""
-    return math.prod(tensor.dims) > MAX_CONSTANT or tensor.data_location == TensorProto.EXTERNAL
-
-
-def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
-    """Yield the graphs of a control flow operator."""
-    for attribute in node.attribute:
-        yield from (graph for graph in (attribute.g, *attribute.graphs) if graph.node or graph.output)

@@ -1,4 +1,4 @@
-"""How many frames of an .mp4 its edit list shows: players leave the others out, and its announced count has them all."""
+"""How many frames of an .mp4 its edit list shows: players leave the others out, which its announced count includes."""
 
 import struct
 from collections.abc import Iterator
@@ -44,7 +44,9 @@ def _moov(path: Path) -> memoryview | None:
 
 def _shown(moov: memoryview) -> int | None:
     tracks = [box for kind, box in _boxes(moov) if kind == b"trak"]
-    track = [box for box in tracks if _inside(box, b"mdia", b"hdlr")[8:12] == b"vide"][0]
+    track = next((box for box in tracks if bytes(_inside(box, b"mdia", b"hdlr")[8:12]) == b"vide"), None)
+    if track is None:
+        return None
     edits = _inside(track, b"edts", b"elst")
     per_second, media_per_second = (_units(box) for box in (_inside(moov, b"mvhd"), _inside(track, b"mdia", b"mdhd")))
     times = _frame_times(_inside(track, b"mdia", b"minf", b"stbl"))

@@ -141,8 +141,8 @@ def _score(
             source.close()
         if not np.isfinite(values).any():
             raise DatasetError(
-                f"the episode {entry} has no frame that could be scored: all are unreadable, black, saturated or frozen; "
-                "remove or repair it"
+                f"the episode {entry} has no frame that could be scored: all are unreadable, black, saturated or "
+                "frozen; remove or repair it"
             )
         other = same.setdefault(hashlib.sha256(seen.hashes[before:].tobytes()).digest(), entry.name)
         if other != entry.name:

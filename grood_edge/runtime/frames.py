@@ -97,7 +97,7 @@ def _require_frame(array: np.ndarray, camera: Camera | None) -> None:
     if camera is not None:
         expected = f"uint8 {list(camera.shape)}, of the camera that the artifact was exported for"
     found = f"the frame has dtype {array.dtype} and shape {list(array.shape)}; expected {expected}"
-    if array.dtype == np.uint8 and form:
+    if array.dtype == np.uint8 and form and camera is not None and shape[:2] != camera.shape[:2]:
         raise FrameError(
             f"{found}. Images of other sizes go through onnxruntime alone: --backend onnxruntime for folders, "
             'open_session(..., backend="onnxruntime", any_size=True) in Python'

@@ -62,10 +62,10 @@ class StreamVerdict:
     """One frame of a stream: how it was, what the artifact says of it, and what is now held to be true.
 
     time: seconds, of the clock that the decision counts by: the source's own for files, `time.monotonic()` for cameras.
-    status: `OK`, or why the frame was not scored; `verdict` is None then, and `frame.problem` has the words. state: after this frame; `changed`: it has
-    another name than before. age: seconds from capture to the end of the decision. latency: seconds that the session
-    took. dropped: frames that were captured and never seen, up to here. drift: how the scores compare with calibration,
-    None until a first window is full.
+    status: `OK`, or why the frame was not scored; `verdict` is None then, and `frame.problem` says it in words. state:
+    after this frame; `changed`: it has another name than before. age: seconds from capture to the end of the decision.
+    latency: seconds that the session took. dropped: frames that were captured and never seen, up to here. drift: how
+    the scores compare with calibration, None until a first window is full.
     """
 
     frame: CapturedFrame
@@ -103,9 +103,10 @@ def verdicts(
     for captured in capture:
         begun = clock()
         health, status = check_frame(rules.health, health, captured, begun)
+        frame = captured
         if status != "OK":
-            captured = replace(captured, problem=describe(rules.health, captured, begun, status))
-        frame, status, verdict = _scored(session, captured, status)
+            frame = replace(captured, problem=describe(rules.health, captured, begun, status))
+        frame, status, verdict = _scored(session, frame, status)
         done = clock()
         moment = max(moment, _time_of(frame, capture.source, begun, moment))
         memory = memory or rules.decision.start(moment)

@@ -55,7 +55,12 @@ def open_video(path: Path, clock: Clock = time.monotonic) -> Source:
         raise SourceError(f"{path} has frames of {width}x{height} pixels; expected 1 to {MAX_PIXELS:,} pixels")
     fps = _positive(capture.get(cv2.CAP_PROP_FPS))
     return StreamedSource(
-        str(path), _read_file(cv2, capture, shown_frames(path)), fps=fps, color="bgr", release=capture.release, clock=clock
+        str(path),
+        _read_file(cv2, capture, shown_frames(path)),
+        fps=fps,
+        color="bgr",
+        release=capture.release,
+        clock=clock,
     )
 
 

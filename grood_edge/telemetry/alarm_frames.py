@@ -26,7 +26,7 @@ _AT_ONCE = 2  # frames written while one is looked at, so that an alarm does not
 
 
 def open_alarm_frames(action: str, source: Source, disk_bytes: int = DISK_BYTES) -> "AlarmFrames":
-    """Check the folder of `save:DIR`, which is made with the first alarm; those of earlier runs count into `disk_bytes`.
+    """Check the folder of `save:DIR`, made with the first alarm; those of earlier runs count into `disk_bytes`.
 
     Raises:
         UsageError: another action, or no folder.

@@ -78,7 +78,7 @@ class Overlay:
         self._fonts: dict[int, Any] = {}
 
     def draw(self, verdict: StreamVerdict) -> np.ndarray:
-        """Return uint8 `[height, width, 3]` BGR, not to be written to, valid until the next call; always of one size."""
+        """Return uint8 `[height, width, 3]` BGR, only to be read, valid until the next call; always of one size."""
         if verdict is self._drawn:
             return self._canvas
         said, image = verdict.verdict, picture_of(verdict.frame)

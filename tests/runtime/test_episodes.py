@@ -144,9 +144,8 @@ def test_frames_that_are_no_view_are_counted_and_not_scored(
     assert plain.unhealthy == {}
     assert report.unhealthy == {"BLACK": 4, "SATURATED": 2, "FROZEN": 4}
     assert report.stream.frames == plain.stream.frames + 4
-    table = CliRunner().invoke(app, ["calibrate", str(artifact), "--episodes", str(black_only(tmp_path)), "--fps", "10"])
-    assert table.exit_code == 1
-    assert "no frame that could be scored" in table.output
+    with pytest.raises(DatasetError, match="no frame that could be scored: all are unreadable, black"):
+        calibrate_episodes(artifact, black_only(tmp_path), options=EpisodeOptions(fps=FPS))
 
 
 def black_only(folder: Path) -> Path:

@@ -177,6 +177,8 @@ class TestCamera:
             written(noise(*shape), replace(COLOUR, camera=camera))
         assert str(list(shape)) in str(found.value)
         assert f"expected uint8 {list(camera.shape)}, of the camera" in str(found.value)
+        advised = "go through onnxruntime alone: --backend onnxruntime for folders" in str(found.value)
+        assert advised == (shape[:2] != (48, 64))
 
 
 class TestRefused:

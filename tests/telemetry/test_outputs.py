@@ -16,6 +16,7 @@ from grood_edge.telemetry.overlay import Overlay
 from grood_edge.telemetry.recording import Recording
 from grood_edge.telemetry.window import Window
 from tests.telemetry.conftest import Camera, verdict_of
+from tests.telemetry.test_window import Screen
 
 
 def test_when_one_fails_the_others_are_closed_and_nothing_is_begun(
@@ -60,33 +61,12 @@ def test_a_frame_is_drawn_once_for_window_and_video(
         recording, window = open_sinks(asked, session, Capture(Camera(), FramePolicy("newest")), force=False)
     assert isinstance(recording, Recording)
     assert isinstance(window, Window)
-    shown: list[np.ndarray] = []
-    monkeypatch.setattr(window, "_cv2", Screen(shown))
+    screen = Screen()
+    monkeypatch.setattr(window, "_cv2", screen.module())
     for index in range(3):
         verdict = verdict_of(index, video[index])
         for sink in (recording, window):
             sink.write(verdict)
     recording.close()
-    assert len(drawn) == len(shown) == 3
-    assert not (shown[0] == shown[1]).all()
-
-
-class Screen:
-    """The part of OpenCV that shows windows."""
-
-    WINDOW_AUTOSIZE, WND_PROP_VISIBLE = 1, 4
-
-    def __init__(self, shown: list[np.ndarray]) -> None:
-        self._shown = shown
-
-    def imshow(self, name: str, image: np.ndarray) -> None:
-        self._shown.append(image.copy())
-
-    def namedWindow(self, name: str, how: int) -> None:
-        pass
-
-    def waitKey(self, milliseconds: int) -> int:
-        return -1
-
-    def getWindowProperty(self, name: str, what: int) -> float:
-        return 1.0
+    assert len(drawn) == len(screen.shown) == 3
+    assert not (screen.shown[0] == screen.shown[1]).all()
