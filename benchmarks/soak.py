@@ -22,10 +22,10 @@ from grood_edge.artifact import read_artifact
 from grood_edge.outputs import Outputs
 from grood_edge.preprocessing import Color
 from grood_edge.runtime import open_session
-from grood_edge.runtime.mailbox import Capture, FramePolicy
+from grood_edge.runtime.capture.mailbox import Capture, FramePolicy
+from grood_edge.runtime.capture.sources import CapturedFrame
 from grood_edge.runtime.onnxrt import OnnxRuntimeBackend
 from grood_edge.runtime.selftest import MODEL
-from grood_edge.runtime.sources import CapturedFrame
 from grood_edge.runtime.stream import StreamVerdict, stream_rules, verdicts
 from grood_edge.telemetry.jsonl import open_json_lines
 from grood_edge.telemetry.watching import Tally, watch

@@ -6,8 +6,8 @@ python robot_loop.py model.onnx 0
 import sys
 
 from grood_edge.runtime import open_session
-from grood_edge.runtime.mailbox import Capture, parse_policy
-from grood_edge.runtime.sources import open_source
+from grood_edge.runtime.capture.mailbox import Capture, parse_policy
+from grood_edge.runtime.capture.sources import open_source
 from grood_edge.runtime.stream import StreamVerdict, stream_rules, verdicts
 
 

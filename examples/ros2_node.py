@@ -10,8 +10,8 @@ import time
 from typing import Any
 
 from grood_edge.runtime import open_session
+from grood_edge.runtime.capture.ros_images import BadMessageError, read_picture
 from grood_edge.runtime.decision import Observation, State, parse_decision
-from grood_edge.runtime.ros_images import BadMessageError, read_picture
 
 IMAGE = "sensor_msgs/msg/Image"
 PATIENCE = 0.5  # seconds without an image after which the camera stands still

@@ -51,9 +51,9 @@ def watch_command(
     as_json: Json = False,
 ) -> None:
     """Watch a camera or a recording: which frames are known, and what that amounts to over time."""
-    from grood_edge.runtime.mailbox import Capture, parse_policy
+    from grood_edge.runtime.capture.mailbox import Capture, parse_policy
+    from grood_edge.runtime.capture.sources import SourceOptions, open_source
     from grood_edge.runtime.session import open_session
-    from grood_edge.runtime.sources import SourceOptions, open_source
     from grood_edge.runtime.stream import stream_rules, verdicts
     from grood_edge.telemetry.outputs import Asked, open_sinks
     from grood_edge.telemetry.screen import status_line

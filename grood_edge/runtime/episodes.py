@@ -18,12 +18,12 @@ from grood_edge.images import UNREADABLE_LIMIT, name_some
 from grood_edge.probes import replay_probes
 from grood_edge.progress import Progress, silent
 from grood_edge.publishing import check_output, publish
+from grood_edge.runtime.capture.health import HealthMemory, HealthRules, check_frame, describe
+from grood_edge.runtime.capture.sources import CapturedFrame, Source
 from grood_edge.runtime.correlation import Correlation, correlation_lag
 from grood_edge.runtime.e_cusum import correction, largest_evidence, log_e_value
 from grood_edge.runtime.episode_report import EpisodeReport, ScoredEpisodes, episode_report
-from grood_edge.runtime.health import HealthMemory, HealthRules, check_frame, describe
 from grood_edge.runtime.session import Session, open_session
-from grood_edge.runtime.sources import CapturedFrame, Source
 from grood_edge.runtime.states import Status
 
 __all__ = ["EpisodeOptions", "OpenEpisode", "calibrate_episodes"]
@@ -105,7 +105,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _open_source(entry: Path) -> Source:
-    from grood_edge.runtime.sources import open_source
+    from grood_edge.runtime.capture.sources import open_source
 
     source: Source = open_source(str(entry.absolute()))  # a name such as 0 would be a camera
     return source

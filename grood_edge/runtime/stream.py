@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 from grood_edge.contract import Contract
 from grood_edge.errors import FrameError
+from grood_edge.runtime.capture.health import HealthMemory, HealthRules, check_frame, describe
+from grood_edge.runtime.capture.mailbox import Capture
+from grood_edge.runtime.capture.sources import CapturedFrame, Clock, Source
 from grood_edge.runtime.decision import parse_decision
 from grood_edge.runtime.drift import Drift, DriftMemory, DriftWatch, drift_watch
-from grood_edge.runtime.health import HealthMemory, HealthRules, check_frame, describe
-from grood_edge.runtime.mailbox import Capture
 from grood_edge.runtime.session import Session, Verdict
-from grood_edge.runtime.sources import CapturedFrame, Clock, Source
 from grood_edge.runtime.states import Decision, Memory, Observation, State, Status
 
 __all__ = ["StreamRules", "StreamVerdict", "stream_rules", "verdicts"]

@@ -10,7 +10,7 @@ import numpy as np
 
 from grood_edge.errors import OutputError, UsageError
 from grood_edge.publishing import published, write_error
-from grood_edge.runtime.sources import Source
+from grood_edge.runtime.capture.sources import Source
 from grood_edge.runtime.stream import StreamVerdict
 from grood_edge.telemetry.alarm_folder import AlarmFolder, alarm_name
 from grood_edge.telemetry.picture import jpeg, picture_of

@@ -4,7 +4,7 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from grood_edge.runtime.mailbox import Capture
+from grood_edge.runtime.capture.mailbox import Capture
 from grood_edge.runtime.session import Session
 from grood_edge.telemetry.alarm_frames import open_alarm_frames
 from grood_edge.telemetry.jsonl import open_json_lines

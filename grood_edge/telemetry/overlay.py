@@ -12,9 +12,9 @@ from PIL import Image, ImageDraw, ImageFont
 from grood_edge.conformal import DecisionRule
 from grood_edge.contract import Contract
 from grood_edge.preprocessing import Color
+from grood_edge.runtime.capture.video import open_opencv
 from grood_edge.runtime.decision import StateName
 from grood_edge.runtime.stream import StreamVerdict
-from grood_edge.runtime.video import open_opencv
 from grood_edge.telemetry.picture import picture_of
 
 __all__ = ["Overlay", "ScoreAxis", "score_axis"]

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from grood_edge.preprocessing import Color
-from grood_edge.runtime.sources import CapturedFrame
+from grood_edge.runtime.capture.sources import CapturedFrame
 
 __all__ = ["jpeg", "picture_of"]
 

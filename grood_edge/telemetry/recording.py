@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from grood_edge.errors import OutputError
-from grood_edge.runtime.sources import Source
+from grood_edge.runtime.capture.sources import Source
+from grood_edge.runtime.capture.video import open_opencv, require_utf8
 from grood_edge.runtime.stream import StreamVerdict
-from grood_edge.runtime.video import open_opencv, require_utf8
 from grood_edge.telemetry.disk import check_growing, require_room
 from grood_edge.telemetry.overlay import Overlay
 

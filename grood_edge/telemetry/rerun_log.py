@@ -5,7 +5,7 @@ from typing import Any
 
 from grood_edge.errors import MissingExtraError, OutputError, UsageError
 from grood_edge.publishing import check_output
-from grood_edge.runtime.sources import Source
+from grood_edge.runtime.capture.sources import Source
 from grood_edge.runtime.stream import StreamVerdict
 from grood_edge.telemetry.disk import require_room
 from grood_edge.telemetry.picture import jpeg, picture_of

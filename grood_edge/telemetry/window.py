@@ -5,8 +5,8 @@ import sys
 from collections.abc import Callable
 
 from grood_edge.errors import BackendError
+from grood_edge.runtime.capture.video import open_opencv
 from grood_edge.runtime.stream import StreamVerdict
-from grood_edge.runtime.video import open_opencv
 from grood_edge.telemetry.overlay import Overlay
 
 __all__ = ["Window", "open_window"]

@@ -20,12 +20,13 @@ from grood_edge.export import RecalibrateOptions, recalibrate
 from grood_edge.images import find_images, load_image
 from grood_edge.preprocessing import Color
 from grood_edge.runtime import episodes as module
-from grood_edge.runtime import open_session, sources
+from grood_edge.runtime import open_session
+from grood_edge.runtime.capture import sources
+from grood_edge.runtime.capture.sources import CapturedFrame
 from grood_edge.runtime.decision import parse_decision
 from grood_edge.runtime.e_cusum import largest_evidence, log_e_value
 from grood_edge.runtime.episodes import EpisodeOptions, calibrate_episodes
 from grood_edge.runtime.selftest import MODEL
-from grood_edge.runtime.sources import CapturedFrame
 from tests.test_camera_part import SELFTEST_CAMERA, with_camera
 
 FPS = 10.0

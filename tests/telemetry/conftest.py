@@ -13,10 +13,10 @@ import pytest
 import skimage
 
 from grood_edge.preprocessing import Color
+from grood_edge.runtime.capture.sources import CapturedFrame
 from grood_edge.runtime.decision import State, StateName, Status
 from grood_edge.runtime.drift import Drift
 from grood_edge.runtime.session import Verdict
-from grood_edge.runtime.sources import CapturedFrame
 from grood_edge.runtime.stream import StreamVerdict
 from grood_edge.telemetry.overlay import ScoreAxis
 from grood_edge.telemetry.sink import Sink

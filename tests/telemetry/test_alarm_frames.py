@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from grood_edge.errors import OutputError, UsageError
+from grood_edge.publishing import published
 from grood_edge.runtime.decision import StateName
 from grood_edge.runtime.stream import StreamVerdict
 from grood_edge.telemetry import alarm_frames
@@ -205,7 +206,7 @@ class TestDisk:
         class KilledError(BaseException):
             pass
 
-        folder, whole = tmp_path / "alarms", alarm_frames.published
+        folder, whole = tmp_path / "alarms", published
 
         @contextlib.contextmanager
         def killed(path: Path, force: bool) -> Iterator[Path]:

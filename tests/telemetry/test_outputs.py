@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from grood_edge.errors import OutputError
-from grood_edge.runtime.mailbox import Capture, FramePolicy
+from grood_edge.runtime.capture.mailbox import Capture, FramePolicy
 from grood_edge.runtime.selftest import MODEL
 from grood_edge.runtime.session import open_session
 from grood_edge.telemetry.metrics import Metrics

@@ -23,13 +23,13 @@ from grood_edge.errors import OutputError, SourceError
 from grood_edge.export import ExportOptions, PreprocessingOptions, export_model
 from grood_edge.images import find_images, load_image
 from grood_edge.preprocessing import Color, preprocess_frame, resolve_preprocessing
+from grood_edge.runtime.capture.health import HealthRules
+from grood_edge.runtime.capture.mailbox import Capture, FramePolicy
+from grood_edge.runtime.capture.sources import CapturedFrame
 from grood_edge.runtime.decision import parse_decision
 from grood_edge.runtime.drift import Drift
-from grood_edge.runtime.health import HealthRules
-from grood_edge.runtime.mailbox import Capture, FramePolicy
 from grood_edge.runtime.selftest import MODEL
 from grood_edge.runtime.session import open_session
-from grood_edge.runtime.sources import CapturedFrame
 from grood_edge.runtime.stream import StreamRules, StreamVerdict, stream_rules, verdicts
 from grood_edge.telemetry.screen import status_line
 from grood_edge.telemetry.watching import Tally, watch

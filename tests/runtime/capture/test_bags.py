@@ -15,10 +15,10 @@ from numpy.random import default_rng
 from PIL import Image
 
 from grood_edge.errors import SourceError
-from grood_edge.runtime import bags
-from grood_edge.runtime.ros_images import BadMessageError, UnknownEncodingError, read_picture
-from grood_edge.runtime.sources import CapturedFrame, Source, SourceOptions, open_source
-from tests.runtime.reading import frames_of
+from grood_edge.runtime.capture import bags
+from grood_edge.runtime.capture.ros_images import BadMessageError, UnknownEncodingError, read_picture
+from grood_edge.runtime.capture.sources import CapturedFrame, Source, SourceOptions, open_source
+from tests.runtime.capture.reading import frames_of
 
 rosbag2 = pytest.importorskip("rosbags.rosbag2", reason="rosbags, which writes the bags of the tests, is not installed")
 mcap_writer = pytest.importorskip("mcap.writer", reason="mcap is not installed (extra bag)")
@@ -248,7 +248,7 @@ def test_a_bag_is_replayed_by_its_stamps(tmp_path: Path) -> None:
             return False
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("grood_edge.runtime.image_source.threading.Event", Closed)
+        patch.setattr("grood_edge.runtime.capture.image_source.threading.Event", Closed)
         source = open_source(f"replay:{path}", clock=lambda: now[0])
         frames = frames_of(source)
     assert (source.live, source.fps) == (True, None)

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from grood_edge.errors import DatasetError, SourceError, UsageError
-from grood_edge.runtime.image_source import iterator_source, open_images, replay
-from grood_edge.runtime.mailbox import Capture, FramePolicy
-from grood_edge.runtime.sources import Shot, Source, SourceOptions, StreamedSource, open_source
-from tests.runtime.reading import frames_of, require_closing_wakes
+from grood_edge.runtime.capture.image_source import iterator_source, open_images, replay
+from grood_edge.runtime.capture.mailbox import Capture, FramePolicy
+from grood_edge.runtime.capture.sources import Shot, Source, SourceOptions, StreamedSource, open_source
+from tests.runtime.capture.reading import frames_of, require_closing_wakes
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Literal
 
 from grood_edge.errors import UsageError
-from grood_edge.runtime.sources import CapturedFrame, Clock, Source
+from grood_edge.runtime.capture.sources import CapturedFrame, Clock, Source
 
 __all__ = ["Capture", "FramePolicy", "Mailbox", "parse_policy"]
 

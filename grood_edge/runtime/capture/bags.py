@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from grood_edge.errors import MissingExtraError, SourceError
-from grood_edge.runtime.ros_images import IMAGE_TYPES, BadMessageError, UnknownEncodingError, read_picture
-from grood_edge.runtime.sources import Clock, Shot, Source, StreamedSource
+from grood_edge.runtime.capture.ros_images import IMAGE_TYPES, BadMessageError, UnknownEncodingError, read_picture
+from grood_edge.runtime.capture.sources import Clock, Shot, Source, StreamedSource
 
 __all__ = ["is_bag", "open_bag"]
 

@@ -8,8 +8,8 @@ import pytest
 from numpy.random import Generator, default_rng
 
 from grood_edge.errors import UsageError
-from grood_edge.runtime.health import HealthMemory, HealthRules, check_frame, describe
-from grood_edge.runtime.sources import CapturedFrame
+from grood_edge.runtime.capture.health import HealthMemory, HealthRules, check_frame, describe
+from grood_edge.runtime.capture.sources import CapturedFrame
 
 RULES = HealthRules(max_age=0.5, frozen_after=3)
 

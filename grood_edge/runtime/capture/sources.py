@@ -177,11 +177,11 @@ def open_source(spec: str, options: SourceOptions = _DEFAULTS, clock: Clock = ti
         MissingExtraError: it needs the extra `video` or `bag`.
     """
     if spec.startswith("replay:"):
-        from grood_edge.runtime.image_source import replay
+        from grood_edge.runtime.capture.image_source import replay
 
         return replay(open_source(spec.removeprefix("replay:"), options, clock), options.fps, clock)
     if spec.isdecimal() or spec.startswith(("v4l2:", "rtsp:", "rtsps:", "/dev/")) or " ! " in spec:
-        from grood_edge.runtime.video import open_camera
+        from grood_edge.runtime.capture.video import open_camera
 
         return open_camera(spec, options, clock)
     if os.path.lexists(spec):
@@ -192,7 +192,7 @@ def open_source(spec: str, options: SourceOptions = _DEFAULTS, clock: Clock = ti
 
 
 def _open_path(path: Path, options: SourceOptions, clock: Clock) -> Source:
-    from grood_edge.runtime.bags import is_bag, open_bag
+    from grood_edge.runtime.capture.bags import is_bag, open_bag
 
     if is_bag(path):
         return open_bag(path, options.topic, clock)
@@ -200,14 +200,14 @@ def _open_path(path: Path, options: SourceOptions, clock: Clock) -> Source:
         return _open_images(str(path), options, clock)
     if not path.is_file():
         raise SourceError(f"{path} is neither a file nor a folder; {_KNOWN}")
-    from grood_edge.runtime.video import open_video
+    from grood_edge.runtime.capture.video import open_video
 
     return open_video(path, clock)
 
 
 def _open_images(spec: str, options: SourceOptions, clock: Clock) -> Source:
     from grood_edge.errors import DatasetError
-    from grood_edge.runtime.image_source import open_images
+    from grood_edge.runtime.capture.image_source import open_images
 
     try:
         return open_images(spec, options.fps, clock)

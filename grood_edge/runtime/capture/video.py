@@ -16,8 +16,8 @@ import numpy as np
 
 from grood_edge.errors import GroodEdgeError, MissingExtraError, SourceError
 from grood_edge.images import MAX_PIXELS
-from grood_edge.runtime.edit_list import shown_frames
-from grood_edge.runtime.sources import Clock, Shot, Source, SourceOptions, StreamedSource
+from grood_edge.runtime.capture.edit_list import shown_frames
+from grood_edge.runtime.capture.sources import Clock, Shot, Source, SourceOptions, StreamedSource
 
 __all__ = ["open_camera", "open_opencv", "open_video", "require_utf8"]
 

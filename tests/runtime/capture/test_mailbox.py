@@ -13,9 +13,9 @@ import pytest
 
 from grood_edge.errors import SourceError, UsageError
 from grood_edge.preprocessing import Color
-from grood_edge.runtime.image_source import iterator_source
-from grood_edge.runtime.mailbox import Capture, FramePolicy, Mailbox, parse_policy
-from grood_edge.runtime.sources import CapturedFrame, Source
+from grood_edge.runtime.capture.image_source import iterator_source
+from grood_edge.runtime.capture.mailbox import Capture, FramePolicy, Mailbox, parse_policy
+from grood_edge.runtime.capture.sources import CapturedFrame, Source
 
 IMAGE = np.zeros((4, 6, 3), np.uint8)
 

@@ -11,7 +11,7 @@ import numpy as np
 from grood_edge.errors import SourceError
 from grood_edge.images import UnreadableImageError, find_images, load_image
 from grood_edge.preprocessing import Color
-from grood_edge.runtime.sources import CapturedFrame, Clock, Shot, Source, StreamedSource
+from grood_edge.runtime.capture.sources import CapturedFrame, Clock, Shot, Source, StreamedSource
 
 __all__ = ["iterator_source", "open_images", "replay"]
 

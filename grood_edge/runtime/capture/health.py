@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from grood_edge.errors import UsageError
-from grood_edge.runtime.decision import Status
-from grood_edge.runtime.sources import CapturedFrame
+from grood_edge.runtime.capture.sources import CapturedFrame
+from grood_edge.runtime.states import Status
 
 __all__ = ["HealthMemory", "HealthRules", "check_frame", "describe"]
 

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from grood_edge.errors import MissingExtraError, SourceError
-from grood_edge.runtime import video
-from grood_edge.runtime.edit_list import shown_frames
-from grood_edge.runtime.mailbox import Capture, FramePolicy
-from grood_edge.runtime.sources import Source, SourceOptions, open_source
-from tests.runtime.reading import frames_of, require_closing_wakes
+from grood_edge.runtime.capture import video
+from grood_edge.runtime.capture.edit_list import shown_frames
+from grood_edge.runtime.capture.mailbox import Capture, FramePolicy
+from grood_edge.runtime.capture.sources import Source, SourceOptions, open_source
+from tests.runtime.capture.reading import frames_of, require_closing_wakes
 from tests.videos import packaged_video
 
 cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed (extra video)")
@@ -237,7 +237,7 @@ def test_nothing_is_printed_by_opencv_or_ffmpeg(tmp_path: Path) -> None:
     (tmp_path / "bad.mp4").write_bytes(whole)
     (tmp_path / "none.mp4").write_text("nothing")
     code = (
-        "from grood_edge.errors import SourceError\nfrom grood_edge.runtime.sources import open_source\n"
+        "from grood_edge.errors import SourceError\nfrom grood_edge.runtime.capture.sources import open_source\n"
         "s = open_source('bad.mp4')\nwhile s.read(): pass\n"
         "for spec in ('none.mp4', '77', 'v4l2:///dev/null', 'rtsp://127.0.0.1:9/x'):\n"
         "    try: open_source(spec)\n    except SourceError: pass\n    else: raise SystemExit(spec)\n"

@@ -2,7 +2,7 @@
 
 import threading
 
-from grood_edge.runtime.sources import CapturedFrame, Source
+from grood_edge.runtime.capture.sources import CapturedFrame, Source
 
 __all__ = ["frames_of", "require_closing_wakes"]
 
