@@ -62,7 +62,7 @@ class StreamVerdict:
     """One frame of a stream: how it was, what the artifact says of it, and what is now held to be true.
 
     time: seconds, of the clock that the decision counts by: the source's own for files, `time.monotonic()` for cameras.
-    status: `OK`, or why the frame was not scored; `verdict` is None then, and `frame.problem` says it in words. state:
+    status: `OK`, or why the frame was not scored; `verdict` is None or not valid then, and `frame.problem` says why. state:
     after this frame; `changed`: it has another name than before. age: seconds from capture to the end of the decision.
     latency: seconds that the session took. dropped: frames that were captured and never seen, up to here. drift: how
     the scores compare with calibration, None until a first window is full.
@@ -133,7 +133,9 @@ def _scored(session: Session, frame: CapturedFrame, status: Status) -> tuple[Cap
         verdict = session.predict(frame.image)
     except FrameError as error:  # such as a grey frame among those of a colour camera
         return replace(frame, problem=str(error)), "INVALID", None
-    return frame, "OK" if verdict.valid else "INVALID", verdict
+    if not verdict.valid:
+        return replace(frame, problem="the network's outputs are not finite"), "INVALID", verdict
+    return frame, "OK", verdict
 
 
 def _time_of(frame: CapturedFrame, source: Source, now: float, before: float) -> float:

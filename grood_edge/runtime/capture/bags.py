@@ -15,13 +15,13 @@ from typing import Any
 from grood_edge.errors import MissingExtraError, SourceError
 from grood_edge.runtime.capture.ros_images import IMAGE_TYPES, BadMessageError, UnknownEncodingError, read_picture
 from grood_edge.runtime.capture.sources import Clock, Shot, Source, StreamedSource
+from grood_edge.runtime.capture.stamps import StampClock
 
 __all__ = ["is_bag", "open_bag"]
 
 _SUFFIXES = (".mcap", ".db3")
 _MAX_BYTES = 256 << 20  # of one record, one unpacked chunk, one message
 _MAX_TOPICS = 10_000
-_APART = 10.0  # seconds by which stamp and log may differ in how much time has passed since the picture before
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def is_bag(path: Path) -> bool:
 def open_bag(path: Path, topic: str | None = None, clock: Clock = time.monotonic) -> Source:
     """Open the images of one topic; RGB or grey. `source_time` is the stamp in the header, else the time of logging.
 
-    A stamp that moves 10 seconds further than the log does, or back, is not believed: see `_Clock`.
+    A stamp that moves 10 seconds further than the log does, or back, is not believed: see `StampClock`.
     A message that is no picture is a frame without image; where the recording was cut off, a last such frame says so.
 
     Args:
@@ -78,31 +78,6 @@ def _storage_files(folder: Path) -> list[Path]:
     return sorted(files, key=lambda p: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", p.name)])
 
 
-class _Clock:
-    """The time of each picture: its stamp, as long as stamps and log agree on how much time has passed.
-
-    One wild stamp would hold a decision's clock until the recording catches up with it. Since the picture before, stamp
-    and log may differ by `_APART` seconds; beyond that the smaller of the two steps that do not go back counts. Stamps
-    may be of another clock than the log, and either may jump: only steps are compared.
-    """
-
-    def __init__(self) -> None:
-        self._time: float | None = None
-        self._logged: float | None = None
-
-    def time_of(self, stamp: float | None, logged: float | None) -> float | None:
-        """Return the time of the next picture; without stamps that of the log, None where there is neither."""
-        found = logged if stamp is None else stamp
-        if self._time is not None and found is not None:
-            passed = 0.0 if logged is None or self._logged is None else logged - self._logged
-            step = found - self._time
-            if abs(step - passed) > _APART:
-                found = self._time + min((s for s in (step, passed) if s >= 0), default=0.0)
-        self._time = self._time if found is None else found
-        self._logged = self._logged if logged is None else logged
-        return found
-
-
 def _choose_topic(path: Path, topics: dict[str, str], wanted: str | None) -> str:
     images = sorted(name for name, kind in topics.items() if kind in IMAGE_TYPES)
     if wanted in images:
@@ -115,7 +90,7 @@ def _choose_topic(path: Path, topics: dict[str, str], wanted: str | None) -> str
 
 
 def _shots(files: list[Path], topic: str, kind: str) -> Iterator[Shot]:
-    clock = _Clock()
+    clock = StampClock()
     for file in files:
         read = _mcap_messages if file.suffix.lower() == ".mcap" else _db3_messages
         count = 0
@@ -130,7 +105,7 @@ def _shots(files: list[Path], topic: str, kind: str) -> Iterator[Shot]:
             yield Shot(None, None, f"{file.name} is cut off or damaged after {count} images: {reason}", True)
 
 
-def _shot(entry: Entry, kind: str, topic: str, clock: _Clock, first: bool) -> Shot:
+def _shot(entry: Entry, kind: str, topic: str, clock: StampClock, first: bool) -> Shot:
     if entry.data is None:
         return Shot(None, None, entry.problem)
     try:
