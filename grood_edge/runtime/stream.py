@@ -62,10 +62,10 @@ class StreamVerdict:
     """One frame of a stream: how it was, what the artifact says of it, and what is now held to be true.
 
     time: seconds, of the clock that the decision counts by: the source's own for files, `time.monotonic()` for cameras.
-    status: `OK`, or why the frame was not scored; `verdict` is None or not valid then, and `frame.problem` says why. state:
-    after this frame; `changed`: it has another name than before. age: seconds from capture to the end of the decision.
-    latency: seconds that the session took. dropped: frames that were captured and never seen, up to here. drift: how
-    the scores compare with calibration, None until a first window is full.
+    status: `OK`, or why the frame was not scored; `verdict` is None or not valid then, and `frame.problem` says why.
+    state: after this frame; `changed`: it has another name than before. age: seconds from capture to the end of the
+    decision. latency: seconds that the session took. dropped: frames that were captured and never seen, up to here.
+    drift: how the scores compare with calibration, None until a first window is full.
     """
 
     frame: CapturedFrame
