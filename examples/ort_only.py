@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageOps
+from PIL import Image
 
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 contract = json.loads(session.get_modelmeta().custom_metadata_map["grood_edge.contract"])
@@ -20,10 +20,13 @@ if camera:  # the graph resizes and crops, and takes frames of that camera alone
     size = (camera["width"], camera["height"])
     if image.size != size:
         sys.exit(f"the image has {image.size} pixels (width, height); this artifact takes its camera's {size}")
-elif p["crop"] == "letterbox":  # docs/format.md has the arithmetic of both to the pixel
-    image = ImageOps.pad(image, size, how, tuple(min(255, max(0, int(level + 0.5))) for level in p["mean"]))
+elif p["crop"] == "letterbox":  # docs/format.md has the arithmetic of both
+    fit = min(size[0] / image.width, size[1] / image.height)
+    small = image.resize([max(1, int(side * fit + 0.5)) for side in image.size], how)
+    image = Image.new(image.mode, size, tuple(min(255, max(0, int(level + 0.5))) for level in p["mean"]))
+    image.paste(small, ((size[0] - small.width) // 2, (size[1] - small.height) // 2))
 elif p["crop"] == "center":
-    image = ImageOps.scale(image, p["short_side"] / min(image.size), how)
+    image = image.resize([side * p["short_side"] // min(image.size) for side in image.size], how)
     left, top = round((image.width - size[0]) / 2), round((image.height - size[1]) / 2)
     image = image.crop((left, top, left + size[0], top + size[1]))
 pixels = np.asarray(image.resize(size, how)).reshape(1, size[1], size[0], -1)
