@@ -9,8 +9,8 @@ animals.py). One thread. Two comparisons for each:
 `camera`: a frame of 720x1280, against `preprocess_frame` and that same run, so that the host's resize is on both sides.
 
 Calls are made in turn, the order alternating; every round opens both sessions anew, because where memory happens to
-lie can make one of two equal sessions faster. Ratios are medians over medians, with a 95 % interval from a bootstrap
-that draws rounds, and pairs within them. `bytes` is the most that 100 calls held at a time (tracemalloc).
+lie can make one of two equal sessions faster. Ratio and interval are those of `grood-edge bench`
+(grood_edge/bench/statistics.py), over these rounds. `bytes` is the most that 100 calls held at a time (tracemalloc).
 """
 
 import argparse
@@ -27,13 +27,15 @@ import numpy as np
 import onnxruntime
 
 from grood_edge.artifact import Artifact, read_artifact
+from grood_edge.bench.loop import timed, times_in_turn, warmed_up
+from grood_edge.bench.statistics import ratio_interval, ratio_of
 from grood_edge.preprocessing import preprocess_frame
 from grood_edge.runtime import Session
 from grood_edge.runtime.onnxrt import OnnxRuntimeBackend
 from grood_edge.runtime.selftest import MODEL
 
-ROUNDS, SECONDS, DRAWS = 6, 4.0, 1000  # seconds a round, both sides together
-WARM_UP, LEAST, CALLS = 5, 20, 100
+ROUNDS, SECONDS = 6, 4.0  # seconds a round, both sides together
+CALLS = 100
 
 
 def lite0(folder: Path, work: Path) -> Path:
@@ -56,37 +58,10 @@ def bare_session(artifact: Artifact) -> onnxruntime.InferenceSession:
 
 
 def paired_times(sides: tuple[Callable[[], Any], Callable[[], Any]], seconds: float) -> np.ndarray:
-    """Call both in turn for a while; return seconds `[pairs, 2]`."""
-    for _ in range(WARM_UP):
-        for side in sides:
-            side()
-    times: list[list[float]] = []
-    ends = time.perf_counter() + seconds
-    while len(times) < LEAST or time.perf_counter() < ends:
-        pair = [0.0, 0.0]
-        for index in (0, 1) if len(times) % 2 else (1, 0):
-            started = time.perf_counter()
-            sides[index]()
-            pair[index] = time.perf_counter() - started
-        times.append(pair)
-    return np.array(times)
-
-
-def ratio_of(rounds: list[np.ndarray]) -> float:
-    """Return the median over rounds of the ratio of medians, second side over first."""
-    medians = np.array([np.median(times, axis=0) for times in rounds])
-    return float(np.median(medians[:, 1] / medians[:, 0]))
-
-
-def interval_of(rounds: list[np.ndarray]) -> tuple[float, float]:
-    """Return a 95 % interval of the ratio from a two-level bootstrap."""
-    rng = np.random.default_rng(0)
-    drawn = []
-    for _ in range(DRAWS):
-        some = [rounds[i] for i in rng.integers(0, len(rounds), len(rounds))]
-        drawn.append(ratio_of([times[rng.integers(0, len(times), len(times))] for times in some]))
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(low), float(high)
+    """Call both in turn for a while, once they have settled; return seconds `[pairs, 2]`."""
+    staged = [timed(side, time.perf_counter) for side in sides]
+    warmed_up(staged, seconds, time.perf_counter)
+    return np.concatenate(times_in_turn(staged, seconds, time.perf_counter), axis=1)
 
 
 def most_bytes(call: Callable[[], Any]) -> int:
@@ -123,13 +98,13 @@ def compared(artifact: Artifact, frame: np.ndarray, resized: bool) -> dict[str, 
             if number == ROUNDS - 1:
                 held = most_bytes(predict)
     medians = np.median(np.concatenate(rounds), axis=0)
-    low, high = interval_of(rounds)
+    found = ratio_interval(rounds)
     return {
         "bare ms": round(1000 * float(medians[0]), 4),
         "predict ms": round(1000 * float(medians[1]), 4),
         "added us": round(1e6 * float(np.median([np.median(t[:, 1]) - np.median(t[:, 0]) for t in rounds])), 1),
         "ratio": round(ratio_of(rounds), 4),
-        "interval": [round(low, 4), round(high, 4)],
+        "interval": [round(found.low, 4), round(found.high, 4)],
         "pairs": sum(len(times) for times in rounds),
         "bytes": held,
     }

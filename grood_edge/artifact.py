@@ -21,6 +21,7 @@ __all__ = [
     "artifact_bytes",
     "graph_digest",
     "read_artifact",
+    "read_model_file",
 ]
 
 CONTRACT_KEY = "grood_edge.contract"
@@ -54,7 +55,7 @@ def read_artifact(source: Path | str | bytes) -> Artifact:
     Raises:
         ArtifactError: missing, truncated, foreign or tampered file, newer contract, data outside the file.
     """
-    model = source if isinstance(source, bytes) else _read_file(Path(source))
+    model = source if isinstance(source, bytes) else read_model_file(Path(source))
     header = _read_header(model)
     text = header.metadata.get(CONTRACT_KEY)
     if text is None:
@@ -184,13 +185,18 @@ def graph_digest(model: bytes) -> str:
     return digest.hexdigest()
 
 
-def _read_file(path: Path) -> bytes:
+def read_model_file(path: Path) -> bytes:
+    """Read an ONNX file of at most 2 GiB, the format's own limit.
+
+    Raises:
+        ArtifactError: it cannot be read, is no regular file, or is larger.
+    """
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # a pipe or device may have no end
             raise ArtifactError(f"cannot read {path}: it is not a regular file")
         if status.st_size > MAX_ARTIFACT_BYTES:
-            raise ArtifactError(f"{path} has {status.st_size:,} bytes; an artifact has at most {MAX_ARTIFACT_BYTES:,}")
+            raise ArtifactError(f"{path} has {status.st_size:,} bytes; an ONNX file has at most {MAX_ARTIFACT_BYTES:,}")
         return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = error.strerror if isinstance(error, OSError) else None

@@ -81,7 +81,7 @@ def camera_part(model: bytes) -> bytes:
         if _is_camera(field) or field.number in (proto.GRAPH_NAME, proto.GRAPH_INPUT)
     ]
     graph.append(wire.encode_field(proto.GRAPH_OUTPUT, _value(PREPARED, _FLOAT, (b"", b"", b"", b""))))
-    return _with_graph(model, graph)
+    return proto.with_graph(model, graph)
 
 
 def without_camera(model: bytes, preprocessing: Preprocessing) -> bytes:
@@ -106,7 +106,7 @@ def without_camera(model: bytes, preprocessing: Preprocessing) -> bytes:
             else:
                 yield field.raw
 
-    return _with_graph(model, kept())
+    return proto.with_graph(model, kept())
 
 
 def prepared_model(model: bytes, preprocessing: Preprocessing) -> bytes:
@@ -171,10 +171,3 @@ def _value(name: str, kind: int, dims: tuple[bytes, ...]) -> bytes:
     tensor = wire.encode_field(proto.TENSOR_TYPE_ELEMENT, kind) + wire.encode_field(proto.TENSOR_TYPE_SHAPE, shape)
     kind_of_value = wire.encode_field(proto.TYPE_TENSOR, tensor)
     return wire.encode_field(proto.VALUE_NAME, name.encode()) + wire.encode_field(proto.VALUE_TYPE, kind_of_value)
-
-
-def _with_graph(model: bytes, graph: list[bytes | memoryview] | Iterator[bytes | memoryview]) -> bytes:
-    return b"".join(
-        wire.encode_field(proto.MODEL_GRAPH, b"".join(graph)) if field.number == proto.MODEL_GRAPH else field.raw
-        for field in wire.read_fields(model)
-    )

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from grood_edge import __version__
+from grood_edge.cli_bench import bench_command
 from grood_edge.cli_calibrate import calibrate_command
 from grood_edge.cli_compile import compile_command
 from grood_edge.cli_doctor import doctor_command, selftest_command
@@ -114,6 +115,7 @@ def score_command(
 
 app.command("evaluate")(evaluate_command)
 app.command("watch")(watch_command)
+app.command("bench")(bench_command)
 app.command("doctor")(doctor_command)
 app.command("selftest")(selftest_command)
 app.command("compile")(compile_command)

@@ -1,5 +1,7 @@
 """The parts of onnx.proto3 that are read without the onnx package: field numbers, and the two lookups all need."""
 
+from collections.abc import Iterable
+
 from grood_edge import wire
 from grood_edge.errors import ArtifactError
 
@@ -33,3 +35,11 @@ def name_of(field: wire.Field, number: int) -> str:
     """Return the name that stands in field `number` of a message; "" when there is none."""
     name = wire.only_bytes(field.message(), number)
     return "" if name is None else bytes(name).decode("utf-8", errors="replace")
+
+
+def with_graph(model: bytes, fields: Iterable[bytes | memoryview]) -> bytes:
+    """Return the model with another graph, given as its encoded fields; everything else is carried over."""
+    return b"".join(
+        wire.encode_field(field.number, b"".join(fields)) if field.number == MODEL_GRAPH else field.raw
+        for field in wire.read_fields(model)
+    )

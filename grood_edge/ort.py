@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,6 +45,7 @@ class OrtModel:
         self._session = session
         self._bound = bound
         self.inputs = {i.name: tuple(i.shape) for i in session.get_inputs()}
+        self.input_types = {i.name: str(i.type) for i in session.get_inputs()}  # such as tensor(float)
         self.outputs = [o.name for o in session.get_outputs()]
 
     def batch(self, most: int) -> int:
@@ -83,6 +85,10 @@ class OrtModel:
 
         return run
 
+    def end_profiling(self) -> Path:
+        """End the profile that was asked for when the model was opened; return its JSON file."""
+        return Path(self._session.end_profiling())
+
     def _run_bound(self, names: list[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Hand over all inputs at once and fetch all outputs at once: one copy each way, none for what stays inside."""
         binding = self._session.io_binding()
@@ -95,13 +101,14 @@ class OrtModel:
         return values
 
 
-def open_ort(model: bytes, provider: str = "cpu", threads: int | None = None) -> OrtModel:
+def open_ort(model: bytes, provider: str = "cpu", threads: int | None = None, profile: Path | None = None) -> OrtModel:
     """Open a model from its bytes.
 
     Args:
         model: the ONNX file's bytes.
         provider: `cpu`, `cuda` or `tensorrt-ep`.
         threads: threads within an operator; None leaves it to onnxruntime.
+        profile: onnxruntime writes the time of every node to a file whose name begins so; slower.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
@@ -120,6 +127,8 @@ def open_ort(model: bytes, provider: str = "cpu", threads: int | None = None) ->
             "Install onnxruntime-gpu in its place (pip install 'grood-edge[gpu]'), or use --provider cpu"
         )
     options, providers = _session_options(provider, threads), _providers(provider, model)
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     try:
         # Its Python part would print to stdout, and open or run the model again on the CPU.
         session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from grood_edge.arrays import Frame, InputFrame
+from grood_edge.arrays import Frame, Frames, InputFrame
 from grood_edge.errors import FrameError, UsageError
 from grood_edge.resampling import Placement, SourceSpan, resample
 
@@ -24,6 +24,7 @@ __all__ = [
     "Preprocessing",
     "PreprocessingOptions",
     "camera_frame",
+    "normalised_frames",
     "placement_of",
     "preprocess_frame",
     "resolve_preprocessing",
@@ -228,6 +229,22 @@ def preprocess_frame(frame: Frame, preprocessing: Preprocessing) -> InputFrame:
     whole = np.tile(line, preprocessing.height).reshape(preprocessing.height, preprocessing.width, -1)
     whole[rows.start : rows.start + rows.out, columns.start : columns.start + columns.out] = kept
     return whole
+
+
+def normalised_frames(
+    frames: Frames, preprocessing: Preprocessing, layout: Literal["NCHW", "NHWC"], bgr: bool
+) -> np.ndarray:
+    """Return prepared frames uint8 `[n, h, w, c]` as a classifier sees them: float32, in its layout, C-contiguous.
+
+    In NumPy: what the graph's own preprocessing is held against, and what a classifier without it is fed with.
+    """
+    mean, std = np.array(preprocessing.mean, np.float32), np.array(preprocessing.std, np.float32)
+    images = (frames.astype(np.float32) - mean) / std
+    if bgr:
+        images = images[..., ::-1]
+    if layout == "NCHW":
+        images = images.transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(images)
 
 
 def camera_frame(frame: Frame, camera: Camera, color: Color) -> InputFrame:

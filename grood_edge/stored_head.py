@@ -31,9 +31,12 @@ __all__ = [
     "quantised",
     "rounded_rows",
     "stored_tensors",
+    "without_head",
 ]
 
 GROUP = "grood/"  # prefix of every node, tensor and initializer of the head
+PREPROCESS = "preprocess/"  # prefix of the nodes that normalise the image
+FEATURES = "output/features"  # prefix of the nodes that only the features need
 CENTER = GROUP + "center"
 PROTOTYPES_T = GROUP + "prototypes_t"
 PROTOTYPES_SQ = GROUP + "prototypes_sq"
@@ -45,6 +48,9 @@ CALIBRATION_GROUPS = GROUP + "calibration_groups"
 GROUP_OF_CLASS = GROUP + "group_of_class"
 RANK = GROUP + "rank"
 P_DENOMINATOR = GROUP + "p_denominator"
+_NAMED = {
+    proto.GRAPH_NODE: proto.NODE_NAME, proto.GRAPH_INITIALIZER: proto.TENSOR_NAME, proto.GRAPH_OUTPUT: proto.VALUE_NAME,
+}  # fmt: skip
 _MAX_DIMS = 8
 _INT8_MAX = 127
 
@@ -218,10 +224,7 @@ def model_with_tensors(model: bytes, tensors: Mapping[str, np.ndarray]) -> bytes
     graph = b"".join(edited())
     if missing:
         raise ArtifactError(f"the model has no initializers {sorted(missing)}: this file is not a whole artifact")
-    return b"".join(
-        wire.encode_field(proto.MODEL_GRAPH, graph) if field.number == proto.MODEL_GRAPH else field.raw
-        for field in wire.read_fields(model)
-    )
+    return proto.with_graph(model, [graph])
 
 
 def head_model(model: bytes) -> bytes:
@@ -248,10 +251,31 @@ def head_model(model: bytes) -> bytes:
     if set(inputs) != {"features", "logits"}:
         raise ArtifactError("the model has no outputs 'features' and 'logits': this file is not an artifact")
     graph += inputs.values()
-    return b"".join(
-        wire.encode_field(proto.MODEL_GRAPH, b"".join(graph)) if field.number == proto.MODEL_GRAPH else field.raw
-        for field in wire.read_fields(model)
-    )
+    return proto.with_graph(model, graph)
+
+
+def without_head(model: bytes) -> bytes:
+    """Cut the head off: a model from `image` to `logits` alone, which is the classifier with its preprocessing.
+
+    Raises:
+        ArtifactError: there is no head, or no output `logits`.
+    """
+    graph: list[bytes | memoryview] = []
+    head_nodes = logits = 0
+    for field in wire.read_fields(proto.graph_of(model)):
+        name = proto.name_of(field, _NAMED[field.number]) if field.number in _NAMED else ""
+        if field.number == proto.GRAPH_OUTPUT and name != "logits":
+            continue
+        if field.number != proto.GRAPH_OUTPUT and name.startswith((GROUP, FEATURES)):
+            head_nodes += field.number == proto.GRAPH_NODE and name.startswith(GROUP)
+            continue
+        logits += field.number == proto.GRAPH_OUTPUT
+        graph.append(field.raw)
+    if not head_nodes or logits != 1:
+        raise ArtifactError(
+            f"the model has {head_nodes} nodes of a head and {logits} outputs 'logits'; export it again"
+        )
+    return proto.with_graph(model, graph)
 
 
 def stored_tensors(model: bytes) -> Iterator[tuple[str, np.ndarray]]:

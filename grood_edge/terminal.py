@@ -49,16 +49,21 @@ def print_json(value: Any) -> None:
 
 
 @contextmanager
-def progress_bars() -> Iterator[Callable[[str, int, int | None], None]]:
-    """Hand out a progress function that draws bars on a terminal and nothing elsewhere."""
+def progress_bars(background: bool = True) -> Iterator[Callable[[str, int, int | None], None]]:
+    """Hand out a progress function that draws bars on a terminal and nothing elsewhere.
+
+    Without `background` they are drawn when something is reported alone: a thread that draws would be measured, too.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with RichProgress(*columns, console=ERR, disable=not ERR.is_terminal, transient=True) as bars:
+    with RichProgress(
+        *columns, console=ERR, disable=not ERR.is_terminal, transient=True, auto_refresh=background
+    ) as bars:
         tasks: dict[str, TaskID] = {}
 
         def report(label: str, done: int, total: int | None) -> None:
             if label not in tasks:
                 tasks[label] = bars.add_task(label, total=total)
-            bars.update(tasks[label], completed=done, total=total)
+            bars.update(tasks[label], completed=done, total=total, refresh=not background)
 
         yield report
 

@@ -490,7 +490,7 @@ def test_file_of_two_gigabytes(tmp_path: Path) -> None:
     path = tmp_path / "large.onnx"
     with path.open("wb") as file:
         file.truncate(2 << 30)  # a hole: it takes no space on the disk
-    with bounded(), pytest.raises(ArtifactError, match="2,147,483,648 bytes; an artifact has at most 2,147,483,647"):
+    with bounded(), pytest.raises(ArtifactError, match="2,147,483,648 bytes; an ONNX file has at most 2,147,483,647"):
         read_artifact(path)
 
 

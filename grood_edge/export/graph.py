@@ -13,7 +13,7 @@ from grood_edge.export.classifier import ClassifierGraph
 from grood_edge.export.head import DECISION_OUTPUTS, head_constants, head_nodes
 from grood_edge.export.normal_form import IR_VERSION
 from grood_edge.onnx_proto import OPSET
-from grood_edge.preprocessing import Preprocessing
+from grood_edge.preprocessing import Preprocessing, normalised_frames
 from grood_edge.scoring import Head
 
 __all__ = ["attach_head", "base_model", "network_input"]
@@ -50,13 +50,8 @@ def network_input(classifier: ClassifierGraph, preprocessing: Preprocessing, fra
 
     In NumPy, so that the graph's own preprocessing can be held against it.
     """
-    mean, std = np.array(preprocessing.mean, np.float32), np.array(preprocessing.std, np.float32)
-    images = (frames.astype(np.float32) - mean) / std
-    if classifier.bgr:
-        images = images[..., ::-1]
-    if classifier.layout == "NCHW":
-        images = images.transpose(0, 3, 1, 2)
-    return np.ascontiguousarray(images).astype(helper.tensor_dtype_to_np_dtype(classifier.input_type))
+    images = normalised_frames(frames, preprocessing, classifier.layout, classifier.bgr)
+    return images.astype(helper.tensor_dtype_to_np_dtype(classifier.input_type))
 
 
 def attach_head(base: ModelProto, head: Head, space: str, rule: DecisionRule) -> ModelProto:
@@ -108,8 +103,8 @@ def _preprocessing_nodes(
 
     def add(operator: str, extra: list[tuple[str, np.ndarray]], **attributes: Any) -> None:
         nonlocal tensor
-        output = f"preprocess/{operator.lower()}_{len(nodes)}"
-        names = [f"preprocess/{name}" for name, _ in extra]
+        output = f"{stored.PREPROCESS}{operator.lower()}_{len(nodes)}"
+        names = [stored.PREPROCESS + name for name, _ in extra]
         constants.extend(numpy_helper.from_array(a, n) for n, (_, a) in zip(names, extra, strict=True))
         nodes.append(helper.make_node(operator, [tensor, *names], [output], name=output, **attributes))
         tensor = output

@@ -7,8 +7,6 @@ import contextlib
 import os
 import platform
 import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from grood_edge.runtime.choose import AUTO_ORDER
 from grood_edge.runtime.cuda import device_info, load_cudart
 from grood_edge.runtime.engine import runs_on
 from grood_edge.runtime.gpu import DeviceInfo
+from grood_edge.runtime.machine import cpu_clocks, first_line, gpu_power, program_lines
 from grood_edge.runtime.selftest import MODEL
 from grood_edge.runtime.trt_api import Family, load_api
 
@@ -35,9 +34,6 @@ PACKAGES = (
 _JETPACK = Path("/etc/nv_tegra_release")
 _MODEL = Path("/proc/device-tree/model")
 _DRIVER = Path("/proc/driver/nvidia/version")
-_CLOCKS = Path("/sys/devices/system/cpu")
-_SMI_FIELDS = "pstate,clocks.sm,clocks.max.sm,power.limit,temperature.gpu"
-_SECONDS = 5  # that another program may take
 
 
 @dataclass(frozen=True)
@@ -105,7 +101,7 @@ def diagnose() -> Diagnosis:
         device=_jetson(),
         packages=packages,
         gpu=gpu,
-        cpu_clocks=_clocks(),
+        cpu_clocks=cpu_clocks(),
         ways=ways,
         auto=ways[first].name if first is not None else "nothing: onnxruntime is not installed",
         better=f"for {better[-1].name}: {better[-1].advice}" if better else "",
@@ -157,21 +153,21 @@ def _gpu() -> Gpu:
     except Exception as error:  # bindings and driver of different versions fail in many ways
         reason = str(error) if isinstance(error, GroodEdgeError) else f"{type(error).__name__}: {_line(error)}"
         fields = "name,compute_cap,driver_version,memory.total"
-        known = _output(["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"])
+        known = program_lines(["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"])
         if known:
             name, capability, driver, mebibytes = ([part.strip() for part in known[0].split(",")] + [""] * 3)[:4]
             memory = int(mebibytes) << 20 if mebibytes.isdecimal() else 0  # [N/A] where CPU and GPU share it
-            return Gpu(name, capability, driver, memory, power=_power(), reason=reason)
-        driver = _read(_DRIVER)
+            return Gpu(name, capability, driver, memory, power=gpu_power(), reason=reason)
+        driver = first_line(_DRIVER)
         reason = f"{reason}. There is a driver, though: {driver}" if driver else reason
-        return Gpu(reason=reason, power=_power())
+        return Gpu(reason=reason, power=gpu_power())
     return Gpu(
         name=info.name,
         compute_capability=".".join(map(str, info.compute_capability)),
         driver=".".join(map(str, info.driver)),
         memory_bytes=info.memory,
         integrated=info.integrated,
-        power=_power(),
+        power=gpu_power(),
     )
 
 
@@ -225,57 +221,10 @@ def _onnxruntime(provider: str, gpu: Gpu) -> Way:
 
 def _jetson() -> str:
     """Return the board and its L4T release on a Jetson, else the CPU."""
-    board, release = _read(_MODEL), re.search(r"R(\d+).*?REVISION: ([\d.]+)", _read(_JETPACK))
+    board, release = first_line(_MODEL), re.search(r"R(\d+).*?REVISION: ([\d.]+)", first_line(_JETPACK))
     if release:
         return f"{board or 'Jetson'}, L4T {release[1]}.{release[2]}"
     return board or platform.processor() or platform.machine()
-
-
-def _power() -> str:
-    """Return power mode and clocks of the GPU as nvpmodel (Jetson) or nvidia-smi tell them without root."""
-    for command in (
-        ["nvpmodel", "-q"],
-        ["nvidia-smi", f"--query-gpu={_SMI_FIELDS}", "--format=csv,noheader"],
-    ):
-        lines = _output(command)
-        if lines:
-            return ", ".join(lines)[:200]
-    return ""
-
-
-def _output(command: list[str]) -> list[str]:
-    """Return the lines of a program; none where it is missing, fails or takes too long."""
-    program = shutil.which(command[0])
-    if program is None:
-        return []
-    try:
-        done = subprocess.run(  # noqa: S603 - fixed words
-            [program, *command[1:]], capture_output=True, timeout=_SECONDS, check=False
-        )
-    except (OSError, subprocess.SubprocessError):
-        return []
-    text = done.stdout.decode(errors="replace") if done.returncode == 0 else ""
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def _clocks() -> str:
-    """Return the governors and the range of clocks of the CPU cores that tell them."""
-    governors = {_read(path) for path in _CLOCKS.glob("cpu[0-9]*/cpufreq/scaling_governor")} - {""}
-    clocks = [_read(path) for path in _CLOCKS.glob("cpu[0-9]*/cpufreq/scaling_cur_freq")]
-    numbers = [int(text) // 1000 for text in clocks if text.isdigit()]
-    parts = [", ".join(sorted(governors))] if governors else []
-    if numbers:
-        parts.append(f"{min(numbers)} to {max(numbers)} MHz")
-    return "; ".join(parts)
-
-
-def _read(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            text = file.read(4096).decode(errors="replace").replace("\0", "").strip()
-    except OSError:
-        return ""
-    return text.splitlines()[0] if text else ""
 
 
 def _line(error: Exception) -> str:

@@ -112,8 +112,8 @@ class Session:
             FrameError: another dtype or shape.
             BackendError: the device failed.
         """
-        with self._lane(1) as lane:
-            self._write(frame, lane.frames[0])
+        with self.lane(1) as lane:
+            self.write(frame, lane.frames[0])
             return self.verdicts(lane.run(), explain)[0]
 
     def predict_batch(self, frames: Sequence[object] | np.ndarray, explain: bool = False) -> list[Verdict]:
@@ -126,9 +126,9 @@ class Session:
         _require_batch(frames)
         if self._single:
             return [self.predict(frame, explain) for frame in frames]
-        with self._lane(len(frames)) as lane:
+        with self.lane(len(frames)) as lane:
             for frame, target in zip(frames, lane.frames, strict=True):
-                self._write(frame, target)
+                self.write(frame, target)
             return self.verdicts(lane.run(), explain)
 
     def infer(self, frames: Sequence[object] | np.ndarray) -> Outputs:
@@ -141,7 +141,7 @@ class Session:
         _require_batch(frames)
         batch = np.empty((len(frames), *self._shape), np.uint8)
         for frame, target in zip(frames, batch, strict=True):
-            self._write(frame, target)
+            self.write(frame, target)
         return self.infer_prepared(batch)
 
     def prepare(self, frame: object) -> InputFrame:
@@ -151,10 +151,15 @@ class Session:
             FrameError: another dtype or shape; of a camera's artifact another size than the camera's.
         """
         target = np.empty(self._shape, np.uint8)
-        self._write(frame, target)
+        self.write(frame, target)
         return target
 
-    def _write(self, frame: object, target: InputFrame) -> None:
+    def write(self, frame: object, target: InputFrame) -> None:
+        """Write one frame into an array of the graph's input, as `prepare` returns it.
+
+        Raises:
+            FrameError: as `prepare`.
+        """
         if self._camera is None:
             write_frame(frame, self.contract.preprocessing, self._color, target)
             return
@@ -178,7 +183,8 @@ class Session:
             return self.backend.run(frames)
         return concatenated([self.backend.run(frames[i : i + 1]) for i in range(len(frames))])
 
-    def _lane(self, count: int) -> AbstractContextManager[Lane]:
+    def lane(self, count: int) -> AbstractContextManager[Lane]:
+        """Return a block with buffers for `count` frames: the backend's own, where it lends them."""
         if self._lending is not None:
             return self._lending.lend(count)
         return nullcontext(FreshLane(self.backend, (count, *self._shape)))

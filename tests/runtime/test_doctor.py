@@ -12,7 +12,7 @@ import pytest
 
 from grood_edge.errors import BackendError
 from grood_edge.ort import PROVIDERS
-from grood_edge.runtime import doctor
+from grood_edge.runtime import doctor, machine
 from grood_edge.runtime.choose import AUTO_ORDER
 from grood_edge.runtime.doctor import Gpu, diagnose
 from grood_edge.runtime.gpu import DeviceInfo
@@ -170,5 +170,5 @@ def test_a_program_that_hangs_is_left(monkeypatch: pytest.MonkeyPatch, tmp_path:
     tool.write_text("#!/bin/sh\nexec sleep 60\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(doctor, "_SECONDS", 0.2)
+    monkeypatch.setattr(machine, "_SECONDS", 0.2)
     assert diagnose().gpu.power == ""

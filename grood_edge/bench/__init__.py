@@ -1,0 +1,1 @@
+"""How fast an artifact is here, where its time goes, and what it costs over the bare classifier."""
