@@ -15,6 +15,7 @@ LIGHT_MODULES = (
     "grood_edge",
     "grood_edge.arrays",
     "grood_edge.artifact",
+    "grood_edge.bench.measure",
     "grood_edge.conformal",
     "grood_edge.contract",
     "grood_edge.errors",
