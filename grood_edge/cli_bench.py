@@ -9,7 +9,9 @@ import typer
 from grood_edge.cli_options import Backend, Json, Provider, Trust
 
 if TYPE_CHECKING:
-    from grood_edge.bench.results import BatchResult, BenchReport, Ratio
+    from collections.abc import Sequence
+
+    from grood_edge.bench.results import BatchResult, BenchReport
 
 __all__ = ["bench_command"]
 
@@ -53,42 +55,45 @@ def bench_command(
 
 
 def _tables(found: "BenchReport") -> list[Any]:
-    return [_latency_table(found), _split_table(found.batches), _facts(found)]
+    compared = [row for row in found.batches if row.ratio is not None]
+    return [
+        _latency_table(found.batches),
+        *([_ratio_table(compared)] if compared else []),
+        _split_table(found.batches),
+        _facts(found),
+    ]
 
 
-def _latency_table(found: "BenchReport") -> Any:
+def _latency_table(rows: "Sequence[BatchResult]") -> Any:
     from grood_edge.bench.statistics import PERCENTS, runs_needed
 
-    table = _table("a whole call: frames in, verdicts out", "batch", *(f"p{p:g}" for p in PERCENTS), "images/s", "runs")
-    table.add_column("over the bare classifier (95 %)")
-    table.add_column("warm-up")
-    for row in found.batches:
+    names = (*(f"p{percent:g}" for percent in PERCENTS), "images/s", "runs", "settled after")
+    table = _table("a whole call: frames in, verdicts out; ms", "batch", *names)
+    for row in rows:
         latency, warm_up = row.latency, row.warm_up
         values = (latency.p50, latency.p90, latency.p99, latency.p99_9)
-        settled = "settled after" if warm_up.settled else "NOT settled after"
-        table.add_row(
-            str(row.batch),
-            *(_ms(value) for value in values),
-            f"{latency.images_per_second:,.1f}",
-            f"{latency.runs:,}",
-            _ratio(row.ratio),
-            f"{settled} {warm_up.runs:,} runs",
-        )
-    if any(row.latency.p99_9 is None for row in found.batches):
+        settled = f"{'' if warm_up.settled else 'not in '}{warm_up.runs:,}"
+        counts = (f"{latency.images_per_second:,.1f}", f"{latency.runs:,}", settled)
+        table.add_row(str(row.batch), *(_ms(value) for value in values), *counts)
+    if any(row.latency.p99_9 is None for row in rows):
         needed = ", ".join(f"p{percent:g} {runs_needed(percent):,}" for percent in PERCENTS)
-        table.caption, table.caption_justify = f"-: too few runs. Needed are: {needed}", "left"
+        table.caption, table.caption_justify = f"-: too few runs. Needed: {needed}", "left"
     return table
 
 
-def _ratio(ratio: "Ratio | None") -> str:
-    if ratio is None:
-        return "-"
-    return f"{ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f}); bare {_ms(ratio.bare)}"
+def _ratio_table(rows: "Sequence[BatchResult]") -> Any:
+    table = _table("over the bare classifier, in turn; ms", "batch", "bare", "artifact", "ratio", "95 %")
+    for row in rows:
+        r = row.ratio
+        assert r is not None
+        interval = f"{r.low:.3f} to {r.high:.3f}"
+        table.add_row(str(row.batch), _ms(r.bare), _ms(r.artifact), f"{r.value:.3f}", interval)
+    return table
 
 
-def _split_table(rows: "tuple[BatchResult, ...]") -> Any:
-    names = ("host preprocessing", "copy", "graph", "its preprocessing", "its network", "its head", "decision")
-    table = _table("where the time goes (medians)", "batch", *names)
+def _split_table(rows: "Sequence[BatchResult]") -> Any:
+    names = ("host", "copy", "graph", "= prepare", "+ network", "+ head", "decision")
+    table = _table("where the time goes, medians; ms", "batch", *names)
     for row in rows:
         s = row.split
         parts = (
@@ -108,7 +113,7 @@ def _facts(found: "BenchReport") -> Any:
     states = (found.before, found.after)
     facts = {
         "artifact": f"{found.model}, {found.precision}",
-        "runs on": found.provider if found.threads is None else f"{found.provider}, {found.threads} threads",
+        "runs on": f"{found.provider}, threads: {found.threads or 'as onnxruntime chooses'}",
         "frames": f"{'x'.join(map(str, found.frames.shape))}, {found.frames.source}",
         "bare classifier": found.baseline or "none",
         "resident memory": ", ".join(
@@ -127,7 +132,7 @@ def _change(before: str, after: str) -> str:
 
 
 def _ms(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f} ms" if value < 100 else f"{value:,.1f} ms"
+    return "-" if value is None else f"{value:.3f}" if value < 100 else f"{value:,.1f}"
 
 
 def _table(title: str, *names: str) -> Any:

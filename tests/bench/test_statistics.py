@@ -64,7 +64,8 @@ def simulated(rng: np.random.Generator, ratio: float, pairs: int = 400) -> np.nd
     """Times of two sides with noise, stalls, and a clock that slows down halfway: for both."""
     clock = np.where(np.arange(pairs) < pairs // 2, 1.0, 1.3)[:, None]
     noise = rng.lognormal(0, 0.1, (pairs, 2)) * np.where(rng.random((pairs, 2)) < 0.02, 5.0, 1.0)
-    return clock * noise * np.array([1.0, ratio])
+    times: np.ndarray = clock * noise * np.array([1.0, ratio])
+    return times
 
 
 def test_the_ratio_of_equal_sides_is_one_whatever_the_clock_does() -> None:
