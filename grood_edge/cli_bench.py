@@ -33,7 +33,8 @@ def bench_command(
     as_json: Json = False,
 ) -> None:
     """Measure an artifact here: latency, throughput, memory, where the time goes, and the cost over the classifier."""
-    from grood_edge.bench.measure import BenchOptions, bench, parse_batches
+    from grood_edge.bench.measure import bench
+    from grood_edge.bench.options import BenchOptions, parse_batches
     from grood_edge.runtime.choose import Choice
     from grood_edge.terminal import print_json, progress_bars, show, tell, tell_notes
 

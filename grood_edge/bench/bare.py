@@ -20,6 +20,7 @@ from grood_edge.stored_head import without_head
 __all__ = ["Bare", "cut_classifier", "open_classifier"]
 
 Layout = Literal["NCHW", "NHWC"]
+_SAME = 0.01
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
@@ -41,13 +42,30 @@ class Bare:
         """True where it takes one image at a time."""
         return self.model.batch(2) == 1
 
+    def outputs(self, tensor: np.ndarray) -> dict[str, np.ndarray]:
+        """Run it once; new arrays by name.
+
+        Raises:
+            ClassifierError: it does not run on that tensor, or gives something else than tensors of numbers.
+        """
+        try:
+            found = self.model.run({next(iter(self.model.inputs)): tensor})
+        except BackendError as error:
+            raise ClassifierError(f"{self.name} does not run on {list(tensor.shape)}: {error}") from error
+        if any(not isinstance(value, np.ndarray) or value.dtype.hasobject for value in found.values()):
+            raise ClassifierError(f"{self.name} gives something else than tensors of numbers; expected logits")
+        return found
+
     def runner(self, tensors: list[np.ndarray], provider: str) -> Callable[[int], Callable[[], object]]:
-        """Return what puts tensor `i` into place and hands out the run: on the CPU with bound arrays, as a session."""
-        name = next(iter(self.model.inputs))
+        """Return what puts tensor `i` into place and hands out the run: on the CPU with bound arrays, as a session.
+
+        Raises:
+            ClassifierError: as `outputs`.
+        """
+        name, buffer = next(iter(self.model.inputs)), tensors[0].copy()
+        outputs = {key: np.empty_like(value, order="C") for key, value in self.outputs(buffer).items()}
         if provider != "cpu":
             return lambda number: lambda: self.model.run({name: tensors[number % len(tensors)]})
-        buffer = tensors[0].copy()
-        outputs = {key: np.empty_like(value, order="C") for key, value in self.model.run({name: buffer}).items()}
         run = self.model.bind({name: buffer}, outputs)
 
         def placed(number: int) -> Callable[[], object]:
@@ -56,15 +74,18 @@ class Bare:
 
         return placed
 
-    def gives(self, tensor: np.ndarray, logits: Logits, within: float = 0.01) -> bool:
-        """Say whether one of its outputs is these logits, within 1 % of their largest: is it the same classifier?"""
-        found = self.model.run({next(iter(self.model.inputs)): tensor}).values()
-        bound = within * float(np.abs(logits).max(initial=0.0))
+    def gives(self, tensor: np.ndarray, logits: Logits) -> bool:
+        """Say whether one of its outputs is these logits, within 1 % of their largest: is it the same classifier?
+
+        Raises:
+            ClassifierError: as `outputs`.
+        """
+        bound = _SAME * float(np.abs(logits).max(initial=0.0))
         return any(
             value.size == logits.size
             and np.issubdtype(value.dtype, np.floating)
             and float(np.abs(value.reshape(logits.shape) - logits).max()) <= bound
-            for value in found
+            for value in self.outputs(tensor).values()
         )
 
 

@@ -63,7 +63,7 @@ def warmed_up(sides: Sequence[Side], seconds: float, clock: Clock, report: Repor
         reported = _reported(started, reported, clock, report)
         if passed >= seconds:
             break
-    return WarmUp(number, clock() - started, settled)
+    return WarmUp(number, round(clock() - started, 3), settled)
 
 
 def times_in_turn(

@@ -13,6 +13,7 @@ from grood_edge.arrays import Frames, InputFrame
 from grood_edge.artifact import Artifact, read_artifact
 from grood_edge.bench.bare import Bare, cut_classifier, open_classifier
 from grood_edge.bench.loop import Clock, Side, times_in_turn, warmed_up
+from grood_edge.bench.options import BenchOptions, batch_sizes, refuse_baseline, require_possible
 from grood_edge.bench.profile import profiled_parts
 from grood_edge.bench.results import BatchResult, BenchReport, FrameKind, Memories, batch_result, doubts
 from grood_edge.contract import Contract
@@ -24,50 +25,10 @@ from grood_edge.runtime.choose import Choice
 from grood_edge.runtime.machine import machine_state, memory
 from grood_edge.runtime.session import Session, open_session
 
-__all__ = ["BenchOptions", "bench", "parse_batches"]
+__all__ = ["bench"]
 
-_USUAL = (1, 8)  # batch sizes
-MAX_BATCH, MAX_SIZES, MAX_SECONDS, MAX_THREADS = 1024, 8, 3600.0, 1024
-MAX_INPUT_BYTES = 1 << 30
 _CALLS, _CALL_BYTES = 4, 64 << 20  # different inputs that take turns, and what they may take
 _FIRST_RUNS = 3  # before memory is read
-
-
-@dataclass(frozen=True)
-class BenchOptions:
-    """What was asked for.
-
-    batches: None takes 1 and 8, or what the artifact and the baseline take of these. seconds: of measuring a batch
-    size, both sides together, and at most as long to warm up. baseline: a classifier's .onnx; None cuts the head off.
-    """
-
-    batches: tuple[int, ...] | None = None
-    seconds: float = 10.0
-    baseline: Path | None = None
-
-    def __post_init__(self) -> None:
-        sizes = self.batches
-        if sizes is not None and not (
-            1 <= len(set(sizes)) == len(sizes) <= MAX_SIZES and all(1 <= size <= MAX_BATCH for size in sizes)
-        ):
-            raise UsageError(
-                f"--batch {','.join(map(str, sizes))[:40]}; expected one to {MAX_SIZES} different numbers from 1 to "
-                f"{MAX_BATCH:,}, such as 1,8"
-            )
-        if not 0 < self.seconds <= MAX_SECONDS:
-            raise UsageError(f"--seconds {self.seconds:g}; expected a number above 0, at most {MAX_SECONDS:g}")
-
-
-def parse_batches(text: str) -> tuple[int, ...]:
-    """Read `1,8`.
-
-    Raises:
-        UsageError: anything else than whole numbers.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    if len(text) > 80 or not all(part.isascii() and part.isdigit() for part in parts):
-        raise UsageError(f"--batch {text[:40]!r}; expected whole numbers separated by commas, such as 1,8")
-    return tuple(int(part) for part in parts)
 
 
 def bench(
@@ -84,7 +45,7 @@ def bench(
         ArtifactError, BackendError, VerificationError: as `open_session`.
         ClassifierError: the baseline cannot be opened, or does not take the artifact's images.
     """
-    _require_possible(options, choice)
+    require_possible(options, choice)
     before, memory_before = machine_state(), memory()
     with open_session(
         model,
@@ -94,7 +55,7 @@ def bench(
         trusted_engine=choice.trusted,
         progress=progress,
     ) as session:
-        sizes = _sizes(options, session.contract)
+        sizes = batch_sizes(options, session.contract)
         frames, source = _frames(session.contract)
         for size in sizes:
             for _ in range(_FIRST_RUNS):
@@ -127,36 +88,6 @@ def bench(
     )
 
 
-def _require_possible(options: BenchOptions, choice: Choice) -> None:
-    if choice.threads is not None and not 1 <= choice.threads <= MAX_THREADS:
-        raise UsageError(f"--threads {choice.threads}; expected a number from 1 to {MAX_THREADS:,}")
-    if options.baseline is not None and choice.backend in ("tensorrt", "tensorrt-rtx"):
-        _refuse_baseline(choice.backend)
-
-
-def _refuse_baseline(provider: str) -> None:
-    raise UsageError(
-        f"--baseline runs on onnxruntime, and the artifact on {provider}: that would compare two runtimes. Leave it "
-        "out, or use --backend onnxruntime"
-    )
-
-
-def _sizes(options: BenchOptions, contract: Contract) -> tuple[int, ...]:
-    """Return the batch sizes; refuse those that the artifact or the memory does not take."""
-    single = contract.classifier.batch == "1"
-    sizes = options.batches or (_USUAL[:1] if single else _USUAL)
-    if single and sizes != (1,):
-        raise UsageError(f"--batch {','.join(map(str, sizes))}; this artifact takes one image at a time: --batch 1")
-    p = contract.preprocessing
-    needed = max(sizes) * max(int(np.prod(p.input_shape)), 4 * p.height * p.width * p.channels)
-    if needed > MAX_INPUT_BYTES:
-        raise UsageError(
-            f"--batch {max(sizes)} needs {needed:,} bytes for its images alone; at most {MAX_INPUT_BYTES:,} are "
-            "taken. Name a smaller batch"
-        )
-    return sizes
-
-
 def _sizes_for(bare: Bare, sizes: tuple[int, ...], options: BenchOptions, notes: list[str]) -> tuple[int, ...]:
     if not bare.single or sizes == (1,):
         return sizes
@@ -182,7 +113,7 @@ def _frames(contract: Contract) -> tuple[list[InputFrame], str]:
 
 
 def _calls(frames: list[InputFrame], size: int) -> list[list[InputFrame]]:
-    """Return some batches that take turns, so that a run does not find its input in the cache."""
+    """Return some batches that take turns, so that no run finds its own input in the cache."""
     count = max(1, min(_CALLS, len(frames), _CALL_BYTES // (4 * size * frames[0].size)))
     return [[frames[(call * size + i) % len(frames)] for i in range(size)] for call in range(count)]
 
@@ -191,7 +122,7 @@ def _bare(options: BenchOptions, choice: Choice, artifact: Artifact, session: Se
     provider = session.backend.provider
     if provider not in PROVIDERS:
         if options.baseline is not None:  # `auto` took an engine
-            _refuse_baseline(provider)
+            refuse_baseline(provider)
         notes.append(f"no ratio: on {provider} there is no bare classifier to compare with")
         return None
     if options.baseline is None:

@@ -11,7 +11,7 @@ from grood_edge.bench.profile import Parts
 from grood_edge.bench.statistics import AGREEMENT, drift_of, percentiles, ratio_interval, ratio_of, rounds_of
 from grood_edge.runtime.machine import MachineState
 
-__all__ = ["BatchResult", "BenchReport", "FrameKind", "Latency", "Memories", "Ratio", "Split", "batch_result"]
+__all__ = ["BatchResult", "BenchReport", "FrameKind", "Latency", "Memories", "Ratio", "Split", "batch_result", "doubts"]
 
 _BUSY = 0.5  # load for each core
 

@@ -12,15 +12,17 @@ from onnx import TensorProto, compose, helper
 from typer.testing import CliRunner, Result
 
 from grood_edge.artifact import Artifact, artifact_bytes, read_artifact
-from grood_edge.bench import measure
+from grood_edge.bench import measure, options
 from grood_edge.bench.bare import cut_classifier, open_classifier
-from grood_edge.bench.measure import BenchOptions, bench
+from grood_edge.bench.measure import bench
+from grood_edge.bench.options import BenchOptions
 from grood_edge.cli import app
 from grood_edge.errors import ArtifactError, ClassifierError
 from grood_edge.preprocessing import normalised_frames
 from grood_edge.runtime.choose import Choice
 from grood_edge.runtime.onnxrt import OnnxRuntimeBackend
 from grood_edge.runtime.selftest import MODEL
+from grood_edge.runtime.session import Session
 from grood_edge.stored_head import without_head
 from tests.test_camera_part import SELFTEST_CAMERA, with_camera
 
@@ -116,6 +118,17 @@ class TestTheBareClassifier:
         with pytest.raises(ClassifierError, match=r"takes 'a/x' .*, 'b/x'"):
             open_classifier(tmp_path / "both.onnx", artifact, "cpu", 1)
 
+    def test_a_classifier_that_does_not_run_is_refused(self, artifact: Artifact, tmp_path: Path) -> None:
+        image = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 1, 32, 32])
+        out = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1024])
+        fixed = onnx.numpy_helper.from_array(np.array([1, 1024], np.int64), "shape")
+        graph = helper.make_graph([helper.make_node("Reshape", ["x", "shape"], ["y"])], "g", [image], [out], [fixed])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=8)
+        (tmp_path / "one.onnx").write_bytes(model.SerializeToString())
+        bare = open_classifier(tmp_path / "one.onnx", artifact, "cpu", 1)
+        with pytest.raises(ClassifierError, match=r"one.onnx does not run on \[2, 1, 32, 32\]"):
+            bare.runner([np.zeros((2, 1, 32, 32), np.float32)], "cpu")
+
     @pytest.mark.parametrize(
         ("content", "message"), [(None, "cannot read"), (b"", "0 ONNX graphs"), (b"\x3a\x02\x0a\x00", "cannot open")]
     )
@@ -209,6 +222,38 @@ def test_an_artifact_without_probes_is_measured_on_noise(artifact: Artifact, tmp
     assert found.frames.source.startswith("seeded noise")
 
 
+@pytest.fixture
+def engine(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is asked for, a session runs on something that calls itself TensorRT."""
+
+    class Engine(OnnxRuntimeBackend):
+        def __init__(self) -> None:
+            super().__init__(artifact)
+            self.provider = "tensorrt"
+
+    monkeypatch.setattr(measure, "open_session", lambda *arguments, **words: Session(artifact, Engine()))
+
+
+@pytest.mark.usefixtures("engine")
+def test_an_engine_tells_neither_its_parts_nor_a_ratio() -> None:
+    found = bench(MODEL, BenchOptions((2,), 0.02), Choice("tensorrt"))
+    (row,) = found.batches
+    assert (found.provider, found.baseline, row.ratio) == ("tensorrt", None, None)
+    assert (row.split.copy, row.split.graph_preprocessing, row.split.network, row.split.head) == (None,) * 4
+    assert row.split.graph > 0
+    assert any(note.startswith("no ratio: on tensorrt") for note in found.notes)
+    shown = run(MODEL, "--backend", "tensorrt", "--seconds", "0.02", "--batch", "2").stdout
+    assert "cannot be told apart with this backend" in shown
+    assert "over the bare classifier" not in shown
+
+
+@pytest.mark.usefixtures("engine")
+def test_auto_that_takes_an_engine_has_no_use_for_a_baseline(classifier: Path) -> None:
+    result = run(MODEL, "--backend", "auto", "--baseline", classifier)
+    assert result.exit_code == 2
+    assert "--baseline runs on onnxruntime, and the artifact on tensorrt" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -221,6 +266,7 @@ def test_an_artifact_without_probes_is_measured_on_noise(artifact: Artifact, tmp
         (("--seconds", "nan"), "--seconds nan; expected"),
         (("--threads", "0"), "--threads 0; expected a number from 1"),
         (("--backend", "tensorrt", "--baseline", "x.onnx"), "would compare two runtimes"),
+        (("--backend", "tensorrt", "--threads", "1"), "--threads are onnxruntime's"),
         (("--backend", "auto", "--provider", "cpu"), "leave one of the two out"),
     ],
 )
@@ -232,7 +278,7 @@ def test_options_that_make_no_sense(words: tuple[str, ...], message: str) -> Non
 
 
 def test_a_batch_that_needs_too_much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "MAX_INPUT_BYTES", 4 * 32 * 32 * 100)
+    monkeypatch.setattr(options, "MAX_INPUT_BYTES", 4 * 32 * 32 * 100)
     assert run(MODEL, "--batch", "100", "--seconds", "0.02").exit_code == 0
     result = run(MODEL, "--batch", "101")
     assert result.exit_code == 2
