@@ -179,7 +179,7 @@ def _expected_tensors(contract: Contract) -> dict[str, tuple[type, tuple[int | N
         SCALE: (),
     }
     for names in map(ood_names, range(heads)):
-        shapes[names.prototype] = (d,)
+        shapes[names.ood_prototype] = (d,)
         if rows:
             shapes |= dict.fromkeys((names.bank_log_s, names.bank_inverse_length, names.bank_offset), (rows,))
             shapes[names.least_distance] = ()

@@ -62,7 +62,7 @@ _ONNX_TYPE_OF = {dtype: number for number, dtype in _ONNX_TYPES.items()}
 class OodNames:
     """Initializer names of one OOD head; the map's are there when the head has several OOD prototypes."""
 
-    prototype: str
+    ood_prototype: str
     bank_log_s: str
     bank_inverse_length: str
     bank_offset: str
@@ -75,9 +75,7 @@ class OodNames:
 
 def ood_names(index: int) -> OodNames:
     """Return the initializer names of OOD head `index`."""
-    fields = dataclasses.fields(OodNames)
-    names = {f.name: f"{GROUP}{f.name}.{index}" for f in fields}
-    return OodNames(**(names | {"prototype": f"{GROUP}ood_prototype.{index}"}))
+    return OodNames(**{field.name: f"{GROUP}{field.name}.{index}" for field in dataclasses.fields(OodNames)})
 
 
 def head_tensors(head: Head) -> dict[str, np.ndarray]:
@@ -130,7 +128,7 @@ def _dequantised(rows: np.ndarray, scale: np.ndarray) -> np.ndarray:
 def _ood_tensors(ood_head: OodHead, center: np.ndarray, rows: np.ndarray, names: OodNames) -> dict[str, np.ndarray]:
     """The graph computes (h - p).(b_i - p) as h.b_i - h.p + (p.p - p.b_i): one product serves every OOD prototype."""
     prototype = (ood_head.prototype - center).astype(np.float32)
-    tensors = {names.prototype: prototype}
+    tensors = {names.ood_prototype: prototype}
     if len(rows):
         p = prototype.astype(np.float64)
         seen = SeenBank.of(rows, p)
@@ -176,7 +174,7 @@ def head_from_model(model: bytes) -> Head:
         ArtifactError: an initializer is missing or damaged.
     """
     tensors = dict(stored_tensors(model))
-    count = max(1, sum(name.startswith(ood_names(0).prototype[:-1]) for name in tensors))
+    count = max(1, sum(name.startswith(ood_names(0).ood_prototype[:-1]) for name in tensors))
     try:
         center = tensors[CENTER].astype(np.float64)
         prototypes = np.ascontiguousarray(tensors[PROTOTYPES_T].T).astype(np.float64) + center
@@ -195,7 +193,7 @@ def head_from_model(model: bytes) -> Head:
 def _read_ood_head(
     tensors: Mapping[str, np.ndarray], names: OodNames, center: np.ndarray, rows: int, mapped: bool
 ) -> OodHead:
-    prototype = tensors[names.prototype].astype(np.float64) + center
+    prototype = tensors[names.ood_prototype].astype(np.float64) + center
     log_s = tensors[names.bank_log_s].astype(np.float64) if rows else np.zeros(0)
     if not mapped:
         return OodHead(prototype, log_s)

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, load, parser
 
 from grood_edge.errors import BackendError, MissingExtraError
-from grood_edge.ort import PROVIDERS, OrtModel, open_ort, tensorrt_options
+from grood_edge.ort import PROVIDERS, OrtModel, _session_options, open_ort, tensorrt_options
 
 WITHOUT_CUDA = "CUDAExecutionProvider" not in onnxruntime.get_available_providers()
 
@@ -34,6 +34,28 @@ def test_threads(artifact_path: Path) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 1), dtype=np.uint8)
     one, default = (open_ort(artifact_path.read_bytes(), threads=n).run({"image": frames}) for n in (1, None))
     np.testing.assert_allclose(one["logits"], default["logits"], rtol=1e-5, atol=1e-5)
+
+
+INT8_ROWS = "r = DequantizeLinear<axis=0>(b, s) y = Gemm<transB=1>({}, r)"
+QUANTISED = "q = QuantizeLinear(x, one, zero) d = DequantizeLinear(q, one, zero) " + INT8_ROWS.format("d")
+
+
+@pytest.mark.parametrize(("nodes", "left"), [(INT8_ROWS.format("x"), 0), (QUANTISED, 2)], ids=["float", "int8"])
+def test_int8_constants_are_dequantised_on_loading_where_nothing_computes_in_int8(
+    nodes: str, left: int, tmp_path: Path
+) -> None:
+    """A network that does keeps its pairs: onnxruntime makes int8 products of them."""
+    constants = "int8[3,2] b = {1, 2, 3, 4, 5, 6}, float[3] s = {1, 2, 4}, float one = {1}, int8 zero = {0}"
+    made = parser.parse_model(
+        f'<ir_version: 9, opset_import: ["" : 19]> g (float[N,2] x) => (float[N,3] y) <{constants}> {{ {nodes} }}'
+    ).SerializeToString()
+    options = _session_options("cpu", 1, made)
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(made, options)
+    operators = [node.op_type for node in load(tmp_path / "optimised.onnx").graph.node]
+    assert operators.count("DequantizeLinear") == left
+    found = open_ort(made).run({"x": np.array([[1, 3]], np.float32)})["y"]
+    np.testing.assert_array_equal(found, [[7, 30, 92]])
 
 
 def test_unknown_provider() -> None:

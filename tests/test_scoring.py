@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, ValueInfoProto, helper
+from onnx import GraphProto, TensorProto, ValueInfoProto, helper
 
 from grood_edge.arrays import Bank, Features, Features64, Prototypes, Scores64, Vector64
 from grood_edge.conformal import DecisionRule
@@ -422,10 +422,29 @@ def test_int8_rows_are_multiplied_in_float32(tmp_path: Path) -> None:
         products = run_head(open_ort(shown), features[rows])["grood/h_dot_b"]
         error = np.abs(products - exact[rows]).max(axis=1) / np.abs(exact[rows]).max(axis=1)
         assert error.max() < 1e-6
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-    options.log_severity_level = 3
-    onnxruntime.InferenceSession(onnx_head(case.head("int8")), options)
-    operators = {node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node}
+    operators = {node.op_type for node in optimised(onnx_head(case.head("int8")), tmp_path).node}
     assert operators & {"Gemm", "FusedGemm"}
     assert not operators & {"MatMulNBits", "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QGemm"}
+
+
+def optimised(model: bytes, folder: Path) -> GraphProto:
+    """Return the graph that onnxruntime runs."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(model, options)
+    return onnx.load(folder / "optimised.onnx").graph
+
+
+def test_another_ood_prototype_starts_no_more_operators_than_its_map_needs(tmp_path: Path) -> None:
+    """What is stored for each is joined on loading; starting a small operator takes longer than its work."""
+    case = make_case(5.0, 4)
+    counts = []
+    for ood_prototypes in (2, 3):
+        head = case.head("three")
+        graph = optimised(onnx_head(replace(head, ood_heads=head.ood_heads[:ood_prototypes])), tmp_path)
+        constants = {tensor.name for tensor in graph.initializer}
+        constant = [node.op_type for node in graph.node if set(node.input) <= constants]
+        assert constant == ["DequantizeLinear"]
+        counts.append(len(graph.node))
+    assert counts[1] - counts[0] == 1

@@ -96,7 +96,11 @@ def _model(
 def _preprocessing_nodes(
     classifier: ClassifierGraph, preprocessing: Preprocessing
 ) -> tuple[list[NodeProto], list[TensorProto], str]:
-    """Cast first (TensorRT takes uint8 nowhere else), then normalise, reorder channels, transpose, cast."""
+    """Cast first (TensorRT takes uint8 nowhere else), then transpose, normalise, reorder channels, cast.
+
+    Normalising after the transposition gives the same values: onnxruntime broadcasts one value a plane at once, and
+    three values a pixel one pixel at a time (1.1 ms of EfficientNet-Lite0's 10).
+    """
     nodes: list[NodeProto] = []
     constants: list[TensorProto] = []
     tensor = "image"
@@ -109,16 +113,18 @@ def _preprocessing_nodes(
         nodes.append(helper.make_node(operator, [tensor, *names], [output], name=output, **attributes))
         tensor = output
 
-    mean, std = (np.array(values, np.float32) for values in (preprocessing.mean, preprocessing.std))
+    channels_first = classifier.layout == "NCHW"
+    shape = (-1, 1, 1) if channels_first else (-1,)
+    mean, std = (np.array(values, np.float32).reshape(shape) for values in (preprocessing.mean, preprocessing.std))
     add("Cast", [], to=TensorProto.FLOAT)
+    if channels_first:
+        add("Transpose", [], perm=[0, 3, 1, 2])
     if mean.any():
         add("Sub", [("mean", mean)])
     if (std != 1).any():
         add("Div", [("std", std)])
     if classifier.bgr:
-        add("Gather", [("bgr", np.array([2, 1, 0], np.int64))], axis=3)
-    if classifier.layout == "NCHW":
-        add("Transpose", [], perm=[0, 3, 1, 2])
+        add("Gather", [("bgr", np.array([2, 1, 0], np.int64))], axis=1 if channels_first else 3)
     if classifier.input_type != TensorProto.FLOAT:
         add("Cast", [], to=classifier.input_type)
     return nodes, constants, tensor

@@ -4,7 +4,6 @@ The equations are those of `scoring`; the names follow its variables. All fitted
 (`stored_head`), so the nodes depend on the number of OOD prototypes, the kind of bank and the space alone.
 """
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,11 +30,10 @@ _CONSTANTS: dict[str, np.ndarray] = {
     "two": np.array(2, _F),
     "min_gap": np.array(MIN_RELATIVE_GAP, _F),
     "invalid_score": np.array(INVALID_SCORE, _F),
+    "first_axis": np.array([0], np.int64),
     "axis": np.array([1], np.int64),
+    "last_axis": np.array([2], np.int64),
 }
-
-
-_SHARED = {*_CONSTANTS, "h", "class_distance", "h_dot_b"}  # tensors that every OOD head reads
 
 
 def head_constants() -> list[TensorProto]:
@@ -51,13 +49,15 @@ def head_nodes(heads: int, bank_dtype: BankDtype | None, space: str) -> list[Nod
         bank_dtype: how the bank's rows are stored; None without a bank.
         space: the output that the head reads, `features` or `logits`.
     """
-    nodes = [*_class_distance_nodes("=" + space), *_validity_nodes(), *_dot_nodes(bank_dtype)]
-    for index in range(heads):
-        names = stored.ood_names(index)
-        nodes += _log_s_nodes(names, index)
-        nodes += _bank_nodes(names, index) if bank_dtype is not None else []
     score = "log_s" if bank_dtype is None else "log_distance"
-    return [*nodes, *_combination_nodes(score, heads), *_decision_nodes()]
+    return [
+        *_class_distance_nodes("=" + space),
+        *_validity_nodes("=logits" if space == "features" else "=features"),
+        *_log_s_nodes(heads),
+        *(_bank_nodes(heads, bank_dtype) if bank_dtype is not None else []),
+        *_combination_nodes(score, heads),
+        *_decision_nodes(),
+    ]
 
 
 def _t(name: str) -> str:
@@ -71,14 +71,19 @@ def _node(operator: str, inputs: list[str], output: str, **attributes: Any) -> N
     return helper.make_node(operator, names, [target], name=_t(output.lstrip("=")), **attributes)
 
 
-def _node_of(index: int, operator: str, inputs: list[str], output: str, **attributes: Any) -> NodeProto:
-    """Make a node of OOD head `index`: its own tensors carry the index."""
-    here = [name if name in _SHARED or name.startswith("=") else f"{name}.{index}" for name in inputs]
-    return _node(operator, here, f"{output}.{index}", **attributes)
-
-
 def _stored(name: str) -> str:
     return "=" + name
+
+
+def _stacked_nodes(field: str, heads: int) -> list[NodeProto]:
+    """What is stored for each OOD prototype as one tensor `[heads, ...]`, called `field`: runtimes fold it on loading.
+
+    One operator on all OOD prototypes takes hardly longer than on one: starting it is most of its time.
+    """
+    names = [getattr(stored.ood_names(index), field) for index in range(heads)]
+    rows = [f"{field}_row.{index}" for index in range(heads)]
+    nodes = [_node("Unsqueeze", [_stored(n), "first_axis"], row) for n, row in zip(names, rows, strict=True)]
+    return [*nodes, _node("Concat", rows, field, axis=0)]
 
 
 def _class_distance_nodes(source: str) -> list[NodeProto]:
@@ -91,16 +96,15 @@ def _class_distance_nodes(source: str) -> list[NodeProto]:
         _node("Sub", [source, _stored(stored.CENTER)], "h"),
         _node("Mul", ["h", "h"], "h_squares"),
         _node("ReduceSum", ["h_squares", "axis"], "h_sq", keepdims=1),
-        _node("MatMul", ["h", _stored(stored.PROTOTYPES_T)], "h_dot_p"),
-        _node("Mul", ["h_dot_p", "two"], "h_dot_p_twice"),
-        _node("Add", ["h_sq", _stored(stored.PROTOTYPES_SQ)], "sq_sum"),
-        _node("Sub", ["sq_sum", "h_dot_p_twice"], "class_sq_raw"),
+        # One prototype a row, folded on loading: a column would be gathered from as many places as there are features.
+        _node("Transpose", [_stored(stored.PROTOTYPES_T)], "prototypes", perm=[1, 0]),
+        _node("Gemm", ["h", "prototypes", _stored(stored.PROTOTYPES_SQ)], "class_sq_of_h", alpha=-2.0, transB=1),
+        _node("Add", ["class_sq_of_h", "h_sq"], "class_sq_raw"),
         _node("Max", ["class_sq_raw", "zero"], "class_sq"),
         _node("Sqrt", ["class_sq"], "class_distance_raw"),
         _node("ReduceMin", ["class_distance_raw", "axis"], "nearest_class_raw", keepdims=1),
         _node("ArgMin", ["class_distance_raw"], "nearest_class_id", axis=1, keepdims=0),
-        _node("Gather", [_stored(stored.PROTOTYPES_T), "nearest_class_id"], "nearest_prototype_t", axis=1),
-        _node("Transpose", ["nearest_prototype_t"], "nearest_prototype", perm=[1, 0]),
+        _node("Gather", ["prototypes", "nearest_class_id"], "nearest_prototype", axis=0),
         _node("Sub", ["h", "nearest_prototype"], "from_nearest"),
         _node("Mul", ["from_nearest", "from_nearest"], "from_nearest_squares"),
         _node("ReduceSum", ["from_nearest_squares", "axis"], "from_nearest_sq", keepdims=1),
@@ -111,114 +115,123 @@ def _class_distance_nodes(source: str) -> list[NodeProto]:
     ]
 
 
-def _validity_nodes() -> list[NodeProto]:
-    """valid: features, logits and |h'|^2 are finite, read before any Min, Max or Clip (they may drop NaN)."""
-    nodes = []
-    for source, name in (("=features", "features"), ("=logits", "logits"), ("h_sq", "h_sq")):
-        nodes += [
-            _node("IsNaN", [source], f"{name}_nan"),
-            _node("IsInf", [source], f"{name}_inf"),
-            _node("Or", [f"{name}_nan", f"{name}_inf"], f"{name}_bad"),
-            _node("Cast", [f"{name}_bad"], f"{name}_bad_number", to=TensorProto.FLOAT),
-            _node("ReduceSum", [f"{name}_bad_number", "axis"], f"{name}_bad_count", keepdims=0),
-        ]
+def _validity_nodes(other: str) -> list[NodeProto]:
+    """valid: features, logits and |h'|^2 are finite, read before any Min, Max or Clip (they may drop NaN).
+
+    |h'|^2 is finite only where all that the head reads is; `other` is the output that it does not read.
+    """
     return [
-        *nodes,
-        _node("Add", ["features_bad_count", "logits_bad_count"], "bad_count_outputs"),
-        _node("Add", ["bad_count_outputs", "h_sq_bad_count"], "bad_count"),
+        _node("Concat", [other, "h_sq"], "finite_if_valid", axis=1),
+        _node("IsNaN", ["finite_if_valid"], "nan"),
+        _node("IsInf", ["finite_if_valid"], "inf"),
+        _node("Or", ["nan", "inf"], "bad"),
+        _node("Cast", ["bad"], "bad_number", to=TensorProto.FLOAT),
+        _node("ReduceSum", ["bad_number", "axis"], "bad_count", keepdims=0),
         _node("Less", ["bad_count", "half"], "=valid"),
     ]
 
 
-def _dot_nodes(bank_dtype: BankDtype | None) -> list[NodeProto]:
-    """h'.b_i for every bank row, `[N, m]`: the one large product.
+def _log_s_nodes(heads: int) -> list[NodeProto]:
+    """Log s = m - d_ood - log(sum_j exp(m - D_j)) `[N, heads]`, m = min(D_j, d_ood), d_ood = |h' - p_ood| directly.
 
-    Gemm with transB, and not MatMul: onnxruntime (1.32) turns DequantizeLinear + MatMul into MatMulNBits, which rounds
-    h' to 8 bits as well (5e-3 of the largest value); a test holds it to float32.
+    The sum over the classes is made once, relative to the nearest of them.
     """
-    if bank_dtype is None:
-        return []
-    rows, nodes = _stored(stored.BANK), []
-    if bank_dtype == "int8":
-        nodes.append(_node("DequantizeLinear", [rows, _stored(stored.BANK_SCALE)], "bank_rows", axis=0))
-        rows = "bank_rows"
-    return [*nodes, _node("Gemm", ["h", rows], "h_dot_b", transB=1)]
-
-
-def _log_s_nodes(names: stored.OodNames, index: int) -> list[NodeProto]:
-    """Log s = m - d_ood - log(sum_j exp(m - D_j)) `[N, 1]`, with d_ood = |h' - p_ood| computed directly."""
-    node = partial(_node_of, index)
     return [
-        node("Sub", ["h", _stored(names.prototype)], "v"),
-        node("Mul", ["v", "v"], "v_squares"),
-        node("ReduceSum", ["v_squares", "axis"], "v_sq", keepdims=1),
-        node("Sqrt", ["v_sq"], "ood_distance"),
-        node("Mul", ["ood_distance", _stored(stored.SCALE)], "ood_distance_scaled"),
-        node("Concat", ["class_distance", "ood_distance_scaled"], "distance", axis=1),
-        node("ReduceMin", ["distance", "axis"], "nearest", keepdims=1),
-        node("Sub", ["nearest", "distance"], "below_nearest"),
-        node("Exp", ["below_nearest"], "weights"),
-        node("ReduceSum", ["weights", "axis"], "weight_sum", keepdims=1),
-        node("Log", ["weight_sum"], "log_weight_sum"),
-        node("Sub", ["nearest", "ood_distance_scaled"], "log_weight_ood"),
-        node("Sub", ["log_weight_ood", "log_weight_sum"], "log_s"),
+        _node("ReduceMin", ["class_distance", "axis"], "nearest_known", keepdims=1),
+        _node("Sub", ["nearest_known", "class_distance"], "below_nearest_known"),
+        _node("Exp", ["below_nearest_known"], "class_weights"),
+        _node("ReduceSum", ["class_weights", "axis"], "class_weight", keepdims=1),
+        *_stacked_nodes("ood_prototype", heads),
+        _node("Unsqueeze", ["h", "axis"], "h_row"),
+        _node("Sub", ["h_row", "ood_prototype"], "v"),
+        _node("Mul", ["v", "v"], "v_squares"),
+        _node("ReduceSum", ["v_squares", "last_axis"], "v_sq", keepdims=0),
+        _node("Sqrt", ["v_sq"], "ood_distance"),
+        _node("Mul", ["ood_distance", _stored(stored.SCALE)], "ood_distance_scaled"),
+        _node("Min", ["nearest_known", "ood_distance_scaled"], "nearest"),
+        _node("Sub", ["nearest", "nearest_known"], "below_known"),
+        _node("Exp", ["below_known"], "known_factor"),
+        _node("Mul", ["known_factor", "class_weight"], "known_weight"),
+        _node("Sub", ["nearest", "ood_distance_scaled"], "log_weight_ood"),
+        _node("Exp", ["log_weight_ood"], "ood_weight"),
+        _node("Add", ["known_weight", "ood_weight"], "weight_sum"),
+        _node("Log", ["weight_sum"], "log_weight_sum"),
+        _node("Sub", ["log_weight_ood", "log_weight_sum"], "log_s"),
     ]
 
 
-def _bank_nodes(names: stored.OodNames, index: int) -> list[NodeProto]:
-    """Log S = min_i [max(ls, l_i) + 0.5 log(max((1 - r)^2 + 2 r max(1 - u.u_i, 0), floor))], `[N, 1]`.
+def _bank_nodes(heads: int, bank_dtype: BankDtype) -> list[NodeProto]:
+    """Log S = min_i [max(ls, l_i) + 0.5 log(max((1 - r)^2 + r max(2 - 2 u.u_i, 0), floor))], `[N, heads]`.
 
-    u.u_i = (h'.b_i - h'.p + p.p - p.b_i) / (max(d_ood, least) |b_i - p|).
+    u.u_i = (h'.b_i - h'.p + p.p - p.b_i) / (max(d_ood, least) |b_i - p|): the product h'.b_i `[N, m]` is the one large
+    one, and made once. Gemm with transB, and not MatMul: onnxruntime (1.32) turns DequantizeLinear + MatMul into
+    MatMulNBits, which rounds h' to 8 bits as well (5e-3 of the largest value); a test holds it to float32.
     """
-    node = partial(_node_of, index)
+    rows, nodes = _stored(stored.BANK), []
+    if bank_dtype == "int8":
+        nodes = [_node("DequantizeLinear", [rows, _stored(stored.BANK_SCALE)], "bank_rows", axis=0)]
+        rows = "bank_rows"
+    for field in ("bank_log_s", "bank_inverse_length", "bank_offset", "least_distance"):
+        nodes += _stacked_nodes(field, heads)
     return [
-        node("Mul", ["h", _stored(names.prototype)], "h_times_p"),
-        node("ReduceSum", ["h_times_p", "axis"], "h_dot_p_ood", keepdims=1),
-        node("Sub", ["h_dot_b", "h_dot_p_ood"], "numerator_raw"),
-        node("Add", ["numerator_raw", _stored(names.bank_offset)], "numerator"),
-        node("Max", ["ood_distance", _stored(names.least_distance)], "ood_distance_safe"),
-        node("Div", ["numerator", "ood_distance_safe"], "along_u"),
-        node("Mul", ["along_u", _stored(names.bank_inverse_length)], "cosine"),
-        node("Sub", ["one", "cosine"], "one_minus_cosine_raw"),
-        node("Max", ["one_minus_cosine_raw", "zero"], "one_minus_cosine"),
-        node("Sub", ["log_s", _stored(names.bank_log_s)], "log_ratio"),
-        node("Abs", ["log_ratio"], "log_ratio_abs"),
-        node("Neg", ["log_ratio_abs"], "log_ratio_down"),
-        node("Exp", ["log_ratio_down"], "ratio"),
-        node("Sub", ["one", "ratio"], "one_minus_ratio"),
-        node("Mul", ["one_minus_ratio", "one_minus_ratio"], "radial_gap"),
-        node("Mul", ["ratio", "one_minus_cosine"], "angular_half"),
-        node("Mul", ["angular_half", "two"], "angular_gap"),
-        node("Add", ["radial_gap", "angular_gap"], "gap_raw"),
-        node("Max", ["gap_raw", "min_gap"], "gap"),
-        node("Log", ["gap"], "log_gap"),
-        node("Mul", ["log_gap", "half"], "half_log_gap"),
-        node("Max", ["log_s", _stored(names.bank_log_s)], "larger_log_s"),
-        node("Add", ["larger_log_s", "half_log_gap"], "log_distance_row"),
-        node("ReduceMin", ["log_distance_row", "axis"], "log_distance", keepdims=1),
+        *nodes,
+        _node("Gemm", ["h", rows], "h_dot_b", transB=1),
+        _node("Unsqueeze", ["h_dot_b", "axis"], "h_dot_b_row"),
+        _node("Mul", ["h_row", "ood_prototype"], "h_times_p"),
+        _node("ReduceSum", ["h_times_p", "last_axis"], "h_dot_p", keepdims=1),
+        _node("Sub", ["h_dot_b_row", "h_dot_p"], "numerator_raw"),
+        _node("Add", ["numerator_raw", "bank_offset"], "numerator"),
+        _node("Max", ["ood_distance", "least_distance"], "ood_distance_safe"),
+        _node("Mul", ["ood_distance_safe", "half"], "half_distance"),
+        _node("Unsqueeze", ["half_distance", "last_axis"], "half_distance_column"),
+        _node("Div", ["numerator", "half_distance_column"], "twice_along_u"),
+        _node("Mul", ["twice_along_u", "bank_inverse_length"], "twice_cosine"),
+        _node("Sub", ["two", "twice_cosine"], "angular_raw"),
+        _node("Max", ["angular_raw", "zero"], "angular"),
+        _node("Unsqueeze", ["log_s", "last_axis"], "log_s_column"),
+        _node("Max", ["log_s_column", "bank_log_s"], "larger_log_s"),
+        _node("Min", ["log_s_column", "bank_log_s"], "smaller_log_s"),
+        _node("Sub", ["smaller_log_s", "larger_log_s"], "log_ratio"),
+        _node("Exp", ["log_ratio"], "ratio"),
+        _node("Sub", ["one", "ratio"], "one_minus_ratio"),
+        _node("Mul", ["one_minus_ratio", "one_minus_ratio"], "radial_gap"),
+        _node("Mul", ["ratio", "angular"], "angular_gap"),
+        _node("Add", ["radial_gap", "angular_gap"], "gap_raw"),
+        _node("Max", ["gap_raw", "min_gap"], "gap"),
+        _node("Log", ["gap"], "log_gap"),
+        _node("Mul", ["log_gap", "half"], "half_log_gap"),
+        _node("Add", ["larger_log_s", "half_log_gap"], "log_distance_row"),
+        _node("ReduceMin", ["log_distance_row", "last_axis"], "log_distance", keepdims=0),
     ]
 
 
 def _combination_nodes(score: str, heads: int) -> list[NodeProto]:
     """The score `[N]`: log S of the one OOD prototype, or sum_k T_k(log S_k), T = b + a x + sum_j w_j relu(x - t_j)."""
     if heads == 1:
-        return [_node("Squeeze", [f"{score}.0", "axis"], "score")]
-    nodes, total = [], ""
-    for index in range(heads):
-        names, node = stored.ood_names(index), partial(_node_of, index)
-        nodes += [
-            node("Sub", [score, _stored(names.map_knots)], "beyond_knot"),
-            node("Relu", ["beyond_knot"], "hinge"),
-            node("Mul", ["hinge", _stored(names.map_weights)], "weighted_hinge"),
-            node("ReduceSum", ["weighted_hinge", "axis"], "bend", keepdims=1),
-            node("Mul", [score, _stored(names.map_slope)], "sloped"),
-            node("Add", ["sloped", _stored(names.map_bias)], "line"),
-            node("Add", ["line", "bend"], "mapped"),
-        ]
-        if index:
-            nodes.append(_node("Add", [total, f"mapped.{index}"], f"total.{index}"))
-        total = f"total.{index}" if index else "mapped.0"
-    return [*nodes, _node("Squeeze", [total, "axis"], "score")]
+        return [_node("Squeeze", [score, "axis"], "score")]
+    names = [stored.ood_names(index) for index in range(heads)]
+    parts, beyond = (
+        [f"score_part.{index}" for index in range(heads)],
+        [f"beyond_knot.{index}" for index in range(heads)],
+    )
+    split = helper.make_node(
+        "Split", [_t(score)], [_t(part) for part in parts], _t(parts[0]), axis=1, num_outputs=heads
+    )
+    return [
+        split,
+        *(_node("Sub", [p, _stored(n.map_knots)], b) for p, n, b in zip(parts, names, beyond, strict=True)),
+        _node("Concat", beyond, "beyond_knot", axis=1),
+        _node("Relu", ["beyond_knot"], "hinge"),
+        _node("Concat", [_stored(n.map_weights) for n in names], "map_weights", axis=0),
+        _node("Mul", ["hinge", "map_weights"], "weighted_hinge"),
+        _node("ReduceSum", ["weighted_hinge", "axis"], "bend", keepdims=0),
+        *_stacked_nodes("map_slope", heads),
+        *_stacked_nodes("map_bias", heads),
+        _node("Mul", [score, "map_slope"], "sloped"),
+        _node("Add", ["sloped", "map_bias"], "lines"),
+        _node("ReduceSum", ["lines", "axis"], "line", keepdims=0),
+        _node("Add", ["line", "bend"], "score"),
+    ]
 
 
 def _decision_nodes() -> list[NodeProto]:

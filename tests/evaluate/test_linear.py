@@ -71,7 +71,7 @@ def test_logits_that_are_not_linear_are_refused(artifact_path: Path, outputs: Ou
 
 def test_logits_with_a_second_way_from_the_image_are_refused(artifact_path: Path, outputs: Outputs) -> None:
     nodes = [
-        ("ReduceMean", ["preprocess/transpose_2", "axes"], "level"),
+        ("ReduceMean", ["preprocess/div_2", "axes"], "level"),
         ("Flatten", ["level"], "flat"),
         ("Add", ["LOGITS", "flat"], "both"),
     ]

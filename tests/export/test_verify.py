@@ -88,8 +88,8 @@ def test_good_artifact_is_within_the_tolerances(artifact: Artifact, frames: np.n
         (BANK_SCALE, 0.001),
         (NAMES.bank_offset, 0.5),
         (LAST.bank_inverse_length, 0.01),
-        (NAMES.prototype, 0.01),
-        (LAST.prototype, 0.05),
+        (NAMES.ood_prototype, 0.01),
+        (LAST.ood_prototype, 0.05),
         (NAMES.map_slope, 0.01),
         (LAST.map_bias, 0.01),
         (NAMES.map_knots, 0.1),
@@ -131,7 +131,7 @@ def test_finite_features_that_are_called_invalid_are_found(artifact: Artifact, f
 def test_rows_that_depend_on_the_batch_are_found(artifact: Artifact, frames: np.ndarray) -> None:
     proto = onnx.load_model_from_string(artifact.model)
     proto.graph.initializer.append(numpy_helper.from_array(np.array([0, 1], np.int64), "both"))
-    node = next(node for node in proto.graph.node if node.output[0] == "grood/weight_sum.0")
+    node = next(node for node in proto.graph.node if node.output[0] == "grood/class_weight")
     node.input[1] = "both"  # sums over the batch, too; the same for a batch of one
     model = open_ort(proto.SerializeToString())
     batch_1 = replace(artifact.contract, classifier=replace(artifact.contract.classifier, batch="1"))

@@ -1,0 +1,175 @@
+"""What the benchmarks share: things measured side by side in turn, ratios with intervals, and lines of the table.
+
+Two sides are called in turn, the order changing, so that a machine that slows down slows both. A ratio is the median
+over rounds of the ratio of medians; a round opens whatever it measures anew, because where memory happens to lie can
+make one of two equal sessions faster. The interval (95 %) is from a bootstrap that draws rounds, and turns within them.
+"""
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Times = NDArray[np.float64]  # [turns, sides]: seconds, or another quantity of which less is better
+DRAWS = 1000
+WARM_UP, LEAST = 5, 20
+
+
+def interleaved(
+    sides: Sequence[Callable[[], Any]], seconds: float, least: int = LEAST, warm_up: int = WARM_UP
+) -> Times:
+    """Call all sides in turn for `seconds` and at least `least` times each; return seconds `[turns, sides]`."""
+    for _ in range(warm_up):
+        for side in sides:
+            side()
+    times: list[list[float]] = []
+    ends = time.perf_counter() + seconds
+    while len(times) < least or time.perf_counter() < ends:
+        turn = [0.0] * len(sides)
+        order = range(len(sides)) if len(times) % 2 else reversed(range(len(sides)))
+        for index in order:
+            started = time.perf_counter()
+            sides[index]()
+            turn[index] = time.perf_counter() - started
+        times.append(turn)
+    return np.array(times)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One side over another: the ratio with its interval, and the median of each side in the unit that was measured."""
+
+    value: float
+    low: float
+    high: float
+    over: float
+    under: float
+    turns: int
+
+
+def ratio_of(rounds: Sequence[Times], over: int, under: int) -> Ratio:
+    """Return side `over` in units of side `under`."""
+    rng = np.random.default_rng(0)
+    drawn = []
+    for _ in range(DRAWS):
+        some = [rounds[i] for i in rng.integers(0, len(rounds), len(rounds))]
+        drawn.append(_point([times[rng.integers(0, len(times), len(times))] for times in some], over, under))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    medians = np.median(np.concatenate(rounds), axis=0)
+    return Ratio(
+        _point(rounds, over, under),
+        float(low),
+        float(high),
+        float(medians[over]),
+        float(medians[under]),
+        sum(len(times) for times in rounds),
+    )
+
+
+def _point(rounds: Sequence[Times], over: int, under: int) -> float:
+    medians = np.array([np.median(times, axis=0) for times in rounds])
+    return float(np.median(medians[:, over] / medians[:, under]))
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a ratio should be."""
+
+    sense: Literal["at least", "at most"]
+    value: float
+
+    def met(self, ratio: Ratio) -> str:
+        """Say whether it is met; `on the line` where the interval holds the target."""
+        if ratio.low <= self.value <= ratio.high:
+            return "on the line"
+        return "yes" if (ratio.value > self.value) == (self.sense == "at least") else "no"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table: `what` over `against`, in a section. `unit` is that of the two medians."""
+
+    section: str
+    what: str
+    against: str
+    ratio: Ratio
+    unit: str
+    target: Target | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a benchmark found. `skipped`: (what, reason). `details`: whatever else the JSON should keep."""
+
+    lines: tuple[Line, ...]
+    skipped: tuple[tuple[str, str], ...] = ()
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def table_text(lines: Sequence[Line]) -> str:
+    """Return the lines as a markdown table."""
+    rows = ["| what | over | ratio (95 %) | measured | target | met |", "|---|---|---:|---|---|---|"]
+    section = ""
+    for line in lines:
+        if line.section != section:
+            rows.append(f"| **{line.section}** | | | | | |")
+            section = line.section
+        r, t = line.ratio, line.target
+        ratio = f"**{_short(r.value)}** ({_short(r.low)} to {_short(r.high)})"
+        medians = f"{_short(r.over)} / {_short(r.under)} {line.unit}" + (f"; {line.note}" if line.note else "")
+        target, met = (f"{t.sense} {t.value:g}", t.met(r)) if t else ("", "")
+        rows.append(f"| {line.what} | {line.against} | {ratio} | {medians} | {target} | {met} |")
+    return "\n".join(rows)
+
+
+def _short(value: float) -> str:
+    """Three digits, four for ratios near one."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if value < 0.5 or value >= 2 else f"{value:.3f}"
+
+
+def machine() -> dict[str, object]:
+    """Describe the machine that the figures are of."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.machine(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "threads": os.environ.get("OMP_NUM_THREADS", "default"),
+    }
+
+
+def run_as_script(document: str | None, measure: Callable[[Path, bool], Found]) -> None:
+    """Parse the options of a benchmark, measure, print the table, and write JSON when asked."""
+    parser = argparse.ArgumentParser(description=document, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a few calls of each: shows that it works")
+    parser.add_argument("--work", type=Path, help="folder of images and artifacts; made there when it is empty")
+    parser.add_argument("--json", type=Path, help="write the result here")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(arguments.work or Path(folder), arguments.quick)
+    print(table_text(found.lines))
+    for what, reason in found.skipped:
+        print(f"skipped: {what}: {reason}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(as_document(found), indent=2) + "\n")
+
+
+def as_document(found: Found) -> dict[str, Any]:
+    """Return what the JSON holds."""
+    return {"machine": machine(), **asdict(found)}
