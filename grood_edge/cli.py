@@ -24,6 +24,7 @@ from grood_edge.cli_options import (
     Force,
     Json,
     Provider,
+    Threads,
     Trust,
 )
 from grood_edge.cli_watch import watch_command
@@ -73,6 +74,7 @@ def score_command(
     backend: Backend = "onnxruntime",
     provider: Provider = None,
     trusted: Trust = None,
+    threads: Threads = None,
     force: Force = False,
     allow_unreadable: AllowUnreadable = False,
     as_json: Json = False,
@@ -84,10 +86,12 @@ def score_command(
     from grood_edge.runtime.session import open_session
     from grood_edge.tables import score_document, score_tables
     from grood_edge.terminal import print_json, progress_bars, show, tell, tell_notes
+    from grood_edge.threads import limited_threads
 
     shown: list[ScoreRow] = []
     writer = nullcontext(_keep(shown, None if as_json else 20)) if out is None else row_writer(out, force)
     with (
+        limited_threads(threads),
         progress_bars() as progress,
         open_session(
             model,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from grood_edge.cli_export import print_written
-from grood_edge.cli_options import AllowUnreadable, Alpha, Force, Json, Labels, PerClassOrNone, RuleOrNone
+from grood_edge.cli_options import AllowUnreadable, Alpha, Force, Json, Labels, PerClassOrNone, RuleOrNone, Threads
 from grood_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,12 +39,14 @@ def calibrate_command(
     per_class: PerClassOrNone = None,
     labels: Labels = "folder",
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
+    threads: Threads = None,
     force: Force = False,
     allow_unreadable: AllowUnreadable = False,
     as_json: Json = False,
 ) -> None:
     """Refit an artifact on new ID images, or measure ID video for it; on the device: needs neither torch nor onnx."""
     from grood_edge.terminal import progress_bars
+    from grood_edge.threads import limited_threads
 
     if (data is None) == (episodes is None):
         given = "neither" if data is None else "both"
@@ -63,7 +65,8 @@ def calibrate_command(
             raise UsageError(
                 f"--episodes measures video and takes no {', '.join(surplus)}; leave that out, or use --data"
             )
-        _calibrate_episodes(model, episodes, out, fps, force, allow_unreadable, as_json)
+        with limited_threads(threads):
+            _calibrate_episodes(model, episodes, out, fps, force, allow_unreadable, as_json)
         return
     if fps is not None:
         raise UsageError("--fps is of --episodes, and --data are images without time; leave it out")
@@ -80,7 +83,7 @@ def calibrate_command(
         force=force,
         allow_unreadable=allow_unreadable,
     )
-    with progress_bars() as progress:
+    with limited_threads(threads), progress_bars() as progress:
         report = recalibrate(model, data, out, options, progress)
     print_written(report, as_json, f"grood-edge verify {report.path}")
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from grood_edge.cli_options import AllowUnreadable, Alpha, Force, Json, Provider
+from grood_edge.cli_options import AllowUnreadable, Alpha, Force, Json, Provider, Threads
 
 __all__ = ["evaluate_command"]
 
@@ -22,6 +22,7 @@ def evaluate_command(
     report: Annotated[Path | None, typer.Option(help="Write everything as one HTML file.")] = None,
     alpha: Alpha = None,
     provider: Provider = None,
+    threads: Threads = None,
     force: Force = False,
     allow_unreadable: AllowUnreadable = False,
     as_json: Json = False,
@@ -34,10 +35,15 @@ def evaluate_command(
     from grood_edge.evaluate.summary import evaluation_document, evaluation_tables
     from grood_edge.runtime.session import open_session
     from grood_edge.terminal import print_json, progress_bars, show, tell, tell_notes
+    from grood_edge.threads import limited_threads
 
     options = EvaluateOptions(model, id_, parse_ood(ood or ()), corrupt, baselines, fit, allow_unreadable)
     check_report(report, force)
-    with open_session(model, alpha=alpha, provider=provider, any_size=True) as session, progress_bars() as progress:
+    with (
+        limited_threads(threads),
+        open_session(model, alpha=alpha, provider=provider, any_size=True) as session,
+        progress_bars() as progress,
+    ):
         found = evaluate(session, options, progress)
         if report is not None:
             write_report(report, force, found, options, session, decision_rows(session.contract))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
-from grood_edge.cli_options import AllowUnreadable, Force, Json, Labels, PerClass, Rule
+from grood_edge.cli_options import AllowUnreadable, Force, Json, Labels, PerClass, Rule, Threads
 from grood_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -105,6 +105,7 @@ def export_command(
         Path | None, typer.Option(help="Folder for what was read so far; after Ctrl-C the same command goes on.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
+    threads: Threads = None,
     force: Force = False,
     allow_unreadable: AllowUnreadable = False,
     as_json: Json = False,
@@ -113,6 +114,7 @@ def export_command(
     from grood_edge.export import ClassifierOptions, ExportOptions, PreprocessingOptions, export_model
     from grood_edge.export.dataset import read_class_names
     from grood_edge.terminal import progress_bars
+    from grood_edge.threads import limited_threads
 
     options = ExportOptions(
         calibration_data=calibration_data,
@@ -152,7 +154,7 @@ def export_command(
         allow_unreadable=allow_unreadable,
         spool=spool,
     )
-    with progress_bars() as progress:
+    with limited_threads(threads), progress_bars() as progress:
         try:
             report = export_model(model, data, out, options, progress)
         except KeyboardInterrupt as error:

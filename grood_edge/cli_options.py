@@ -4,7 +4,10 @@ from typing import Annotated, Literal
 
 import typer
 
-__all__ = ["AllowUnreadable", "Alpha", "Backend", "Force", "Json", "Labels", "PerClass", "Provider", "Rule", "Trust"]
+__all__ = [
+    "AllowUnreadable", "Alpha", "Backend", "Force", "Json", "Labels", "PerClass", "Provider", "Rule", "Threads",
+    "Trust",
+]  # fmt: skip
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
@@ -34,5 +37,8 @@ RuleOrNone = Annotated[
 ]
 PerClassOrNone = Annotated[
     bool | None, typer.Option("--per-class/--all-classes", help="As for export. [default: as in the artifact]")
+]
+Threads = Annotated[
+    int | None, typer.Option(help="CPU threads of onnxruntime, and of decoding images. [default: one a core]")
 ]
 AllowUnreadable = Annotated[bool, typer.Option("--allow-unreadable", help="Go on with over 1 % unreadable images.")]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from grood_edge.cli_options import Alpha, Backend, Force, Json, Provider, Trust
+from grood_edge.cli_options import Alpha, Backend, Force, Json, Provider, Threads, Trust
 from grood_edge.errors import GroodEdgeError, OutputError, SourceError, Terminated, UsageError
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def watch_command(
     backend: Backend = "onnxruntime",
     provider: Provider = None,
     trusted: Trust = None,
+    threads: Threads = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -59,10 +60,12 @@ def watch_command(
     from grood_edge.telemetry.screen import status_line
     from grood_edge.telemetry.watching import Tally, watch
     from grood_edge.terminal import progress_bars, tell_notes
+    from grood_edge.threads import limited_threads
 
     tally = Tally()
     try:
         with contextlib.ExitStack() as stack:
+            stack.enter_context(limited_threads(threads))
             _require_elsewhere(source, (record, log, mcap, Path(rerun) if rerun else None))
             frames = open_source(source, SourceOptions(topic=topic, fps=fps))
             stack.callback(frames.close)

@@ -5,6 +5,7 @@ import glob
 import io
 import math
 import os
+import threading
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -73,12 +74,40 @@ def decode_image(data: bytes) -> Frame:
     return _opened(io.BytesIO(data), ("JPEG", "PNG"))
 
 
+class _Quiet:
+    """No warnings while any thread decodes: the size is checked here, and the rest is the decoder's chatter.
+
+    The filters are the process's. Threads that each set and restored them would undo one another's, and leave them
+    changed for good: the first one in sets them, and the last one out restores them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._before = warnings.catch_warnings()
+                self._before.__enter__()
+                warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._before.__exit__(None, None, None)
+
+
+_quiet = _Quiet()
+
+
 def _opened(source: Path | io.BytesIO, formats: tuple[str, ...]) -> Frame:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the size is checked below; the rest is the decoder's chatter
-            with Image.open(source, formats=formats) as image:
-                return _decoded(image)
+        with _quiet, Image.open(source, formats=formats) as image:
+            return _decoded(image)
     except UnreadableImageError:
         raise
     except Exception as error:  # decoders raise anything on damaged files: struct.error, SyntaxError, KeyError

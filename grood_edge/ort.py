@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from grood_edge.errors import BackendError, MissingExtraError
+from grood_edge.threads import thread_limit
 from grood_edge.user_folders import cache_folder
 
 if TYPE_CHECKING:
@@ -107,7 +108,8 @@ def open_ort(model: bytes, provider: str = "cpu", threads: int | None = None, pr
     Args:
         model: the ONNX file's bytes.
         provider: `cpu`, `cuda` or `tensorrt-ep`.
-        threads: threads within an operator; None leaves it to onnxruntime.
+        threads: threads within an operator; None takes the limit of the block (see `threads.limited_threads`), and
+            without one leaves it to onnxruntime.
         profile: onnxruntime writes the time of every node to a file whose name begins so; slower.
 
     Raises:
@@ -126,7 +128,8 @@ def open_ort(model: bytes, provider: str = "cpu", threads: int | None = None, pr
             f"provider {provider!r} was asked for, but this onnxruntime {onnxruntime.__version__} has no {name}. "
             "Install onnxruntime-gpu in its place (pip install 'grood-edge[gpu]'), or use --provider cpu"
         )
-    options, providers = _session_options(provider, threads, model), _providers(provider, model)
+    limit = thread_limit() if threads is None else threads
+    options, providers = _session_options(provider, limit, model), _providers(provider, model)
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     try:

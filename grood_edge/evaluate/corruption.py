@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from grood_edge.arrays import Frame, InputFrame
+from grood_edge.decoding import decoded
 from grood_edge.evaluate.passes import Recorder, Rows, ScoredSet, batched
-from grood_edge.images import load_image
+from grood_edge.images import UnreadableImageError, load_image
 from grood_edge.progress import Progress, silent
 from grood_edge.runtime.session import Session
 
@@ -67,11 +68,17 @@ def score_corrupted(
     picked = np.sort(rng.permutation(len(clean.paths))[:count])
     recorder = Recorder(session)
 
+    def load(index: np.int64) -> np.ndarray:
+        frame = load_image(clean.paths[index])
+        rngs = (np.random.default_rng([seed, int(index), number]) for number in range(len(CORRUPTIONS)))
+        every = zip(CORRUPTIONS, rngs, strict=True)
+        return np.stack([session.prepare(corrupted(frame, corruption, rng)) for corruption, rng in every])
+
     def frames() -> Iterator[InputFrame]:
-        for done, index in enumerate(picked):
-            frame = load_image(clean.paths[index])
-            for number, corruption in enumerate(CORRUPTIONS):
-                yield session.prepare(corrupted(frame, corruption, np.random.default_rng([seed, int(index), number])))
+        for done, (_, of_image) in enumerate(decoded(picked, load)):
+            if isinstance(of_image, UnreadableImageError):
+                raise of_image
+            yield from of_image
             progress("scoring corrupted ID images", done + 1, count)
 
     for batch in batched(frames()):

@@ -1,11 +1,11 @@
 """The images that an artifact was fitted on, once more: KNN, Mahalanobis, ViM and nearest prototype learn from them."""
 
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from grood_edge.arrays import Features, Frame, Labels, Logits
+from grood_edge.arrays import Features, Labels, Logits
 from grood_edge.errors import DatasetError
 from grood_edge.evaluate.baselines import FitRows
 from grood_edge.evaluate.passes import BATCH_BYTES, BATCH_IMAGES
@@ -35,8 +35,12 @@ def collect_fit(session: Session, data: str, seed: int = 0, progress: Progress =
     hashes = array("Q")
     group: list[Sample] = []
     size = done = 0
-    for sample in dataset.samples(lambda name, _: unreadable.append(name)):
-        hashes.append(frame_hash(session.prepare(sample.frame)))
+
+    def prepared(sample: Sample) -> Sample:
+        return replace(sample, frame=session.prepare(sample.frame))
+
+    for sample in dataset.samples(lambda name, _: unreadable.append(name), prepared):
+        hashes.append(frame_hash(sample.frame))
         group.append(sample)
         size += sample.frame.nbytes
         done += 1
@@ -53,8 +57,7 @@ def collect_fit(session: Session, data: str, seed: int = 0, progress: Progress =
 
 
 def _run(session: Session, group: list[Sample], reservoir: "_Reservoir") -> None:
-    frames: list[Frame] = [sample.frame for sample in group]
-    outputs = session.infer(frames)
+    outputs = session.infer_prepared(np.stack([sample.frame for sample in group]))
     labels = np.array(
         [c if s.label is None else s.label for s, c in zip(group, outputs.class_id, strict=True)], np.int64
     )

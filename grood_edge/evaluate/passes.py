@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from grood_edge.arrays import Features, Flags, InputFrame, Labels, Logits, Scores
+from grood_edge.decoding import decoded
 from grood_edge.errors import DatasetError
 from grood_edge.evaluate.sets import LEAST_IMAGES, FolderSet
 from grood_edge.frame_hashes import digest_of, frame_hash
@@ -122,11 +123,10 @@ def score_set(
     recorder = Recorder(session, others)
 
     def frames() -> Iterator[InputFrame]:
-        for index, path in enumerate(images.paths):
-            try:
-                frame = session.prepare(load_image(path))
-            except UnreadableImageError as error:
-                unreadable.append((str(path), str(error)))
+        every = decoded(images.paths, lambda path: session.prepare(load_image(path)))
+        for index, (path, frame) in enumerate(every):
+            if isinstance(frame, UnreadableImageError):
+                unreadable.append((str(path), str(frame)))
                 continue
             hashes.append(frame_hash(frame))
             kept.append(index)

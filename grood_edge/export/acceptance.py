@@ -5,6 +5,7 @@ scored by a head that was fitted without it, and the threshold is each graph's o
 a class left out (`leave_class_out`).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from onnx import ModelProto
 from grood_edge.arrays import Features64, Flags, Frames, Labels
 from grood_edge.export.bank import HeadPlan
 from grood_edge.export.calibration import cross_fitted_scores
-from grood_edge.export.dataset import Dataset, Sample
+from grood_edge.export.dataset import Dataset, OnUnreadable, Sample, Work, as_it_is
 from grood_edge.export.features import FeaturePass, Reading, collect_features
 from grood_edge.export.leave_class_out import class_aurocs, divisible_classes, leave_out
 from grood_edge.export.mixup import FEATURES, mixup_source
@@ -61,15 +62,12 @@ class Judge:
 
     def dataset(self) -> Dataset:
         """Return the frames as a data set."""
-        return Dataset(
-            "fit images",
-            None,
-            len(self.frames),
-            lambda _: (
-                Sample(name, frame, int(label))
-                for name, frame, label in zip(self.names, self.frames, self.labels, strict=True)
-            ),
-        )
+
+        def samples(_: OnUnreadable, work: Work = as_it_is) -> Iterator[Sample]:
+            for name, frame, label in zip(self.names, self.frames, self.labels, strict=True):
+                yield work(Sample(name, frame, int(label)))
+
+        return Dataset("fit images", None, len(self.frames), samples)
 
     def read(self, model: OrtModel, progress: Progress = silent) -> FeaturePass:
         """Run a graph over the frames; every row is kept, in order."""

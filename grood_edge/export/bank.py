@@ -184,13 +184,14 @@ def _clusters(features: Features64, prototypes: Prototypes, plan: HeadPlan) -> n
     assert plan.rows is not None
     v = features - plan.sources[0].at(prototypes)
     length = np.linalg.norm(v, axis=1)
-    u = v / np.maximum(length, 1e-30)[:, None]
+    u = np.divide(v, np.maximum(length, 1e-30)[:, None], out=v)  # a second [n, d] in float64 is much on a device
     log_s = log_s_of(class_distances(features, prototypes), length, plan.scale)
     # One thread: the order of float additions, and with it the artifact's bytes, must not depend on timing.
     with threadpool_limits(limits=1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # duplicates among the images give fewer clusters
         if min(u.shape) > KMEANS_DIRECTIONS:  # directions of gradients lie in few dimensions: see docs/method.md
-            u = PCA(KMEANS_DIRECTIONS, svd_solver="randomized", random_state=plan.seed).fit_transform(u)
+            pca = PCA(KMEANS_DIRECTIONS, copy=False, svd_solver="randomized", random_state=plan.seed)
+            u = pca.fit_transform(u)
         points = np.concatenate([u, log_s[:, None]], axis=1)
         kind = KMeans if len(u) * plan.rows <= FULL_KMEANS else MiniBatchKMeans
         # k-means++ spreads centres into sparse regions, where decisions fall; one trial a centre is enough for that.

@@ -12,16 +12,27 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from grood_edge.arrays import Frame
+from grood_edge.arrays import Frame, InputFrame
+from grood_edge.decoding import decoded
 from grood_edge.errors import DatasetError, UsageError
 from grood_edge.export.factory import call_factory, import_attribute
 from grood_edge.images import UnreadableImageError, find_images, load_image, open_npz
 
-__all__ = ["Dataset", "LabelSource", "Restart", "Sample", "open_dataset", "read_class_names", "restart_of"]
+__all__ = [
+    "Dataset",
+    "LabelSource",
+    "Restart",
+    "Sample",
+    "Work",
+    "as_it_is",
+    "open_dataset",
+    "read_class_names",
+    "restart_of",
+]
 
 LabelSource = Literal["folder", "predicted"]
 OnUnreadable = Callable[[str, str], None]
@@ -29,11 +40,42 @@ OnUnreadable = Callable[[str, str], None]
 
 @dataclass(frozen=True)
 class Sample:
-    """One frame, uint8 `[h, w, c]` of any size, with its label (None: unlabelled) and a name for messages."""
+    """One frame, uint8 `[h, w, c]` of any size, with its label (None: unlabelled) and a name for messages.
+
+    `prepared` uint8 `[height, width, channels]`: the frame as the network takes it, where a `Work` made it.
+    """
 
     name: str
     frame: Frame
     label: int | None
+    prepared: InputFrame | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of its pixels."""
+        return self.frame.nbytes + (0 if self.prepared is None else self.prepared.nbytes)
+
+
+Work = Callable[[Sample], Sample]  # what is done to a sample by the thread that decoded it
+
+
+def as_it_is(sample: Sample) -> Sample:
+    """Return the sample itself."""
+    return sample
+
+
+@runtime_checkable
+class Samples(Protocol):
+    """Iterates over samples, in order; `work` is done to each, for files in several threads at once."""
+
+    def __call__(self, on_unreadable: OnUnreadable, /, work: Work = ...) -> Iterator[Sample]: ...
+
+
+@runtime_checkable
+class LaterSamples(Protocol):
+    """The same without the first `start` images."""
+
+    def __call__(self, on_unreadable: OnUnreadable, /, work: Work = ..., start: int = ...) -> Iterator[Sample]: ...
 
 
 @dataclass(frozen=True)
@@ -41,25 +83,25 @@ class Restart:
     """How a pass goes on in the middle.
 
     `identity()` is a digest of which images there are, in which order and with which labels, without reading them;
-    `samples(on_unreadable, start)` leaves the first `start` images out, those that cannot be decoded counted.
+    `samples(on_unreadable, start=n)` leaves the first n images out, those that cannot be decoded counted.
     """
 
     identity: Callable[[], str]
-    samples: Callable[[OnUnreadable, int], Iterator[Sample]]
+    samples: LaterSamples
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Images that can be streamed. `count` is None when only a pass tells; `classes` None when nothing names them.
 
-    `samples(on_unreadable)` iterates over the samples; an image that cannot be decoded is reported by
+    `samples(on_unreadable, work=...)` iterates over the samples; an image that cannot be decoded is reported by
     `on_unreadable(name, reason)` and left out. `restart` is None for streams that only begin at their beginning.
     """
 
     name: str
     classes: tuple[str, ...] | None
     count: int | None
-    samples: Callable[[OnUnreadable], Iterator[Sample]]
+    samples: Samples
     restart: Restart | None = None
 
 
@@ -162,13 +204,15 @@ def _dataset_from_files(
 ) -> Dataset:
     order = np.random.default_rng(seed).permutation(len(names))
 
-    def samples(on_unreadable: OnUnreadable, start: int = 0) -> Iterator[Sample]:
-        for index in order[start:]:
-            name, label = names[index], labels[index]
-            try:
-                yield Sample(name, load_image(folder / name), label)
-            except UnreadableImageError as error:
-                on_unreadable(name, str(error))
+    def samples(on_unreadable: OnUnreadable, work: Work = as_it_is, start: int = 0) -> Iterator[Sample]:
+        def load(index: int) -> Sample:
+            return work(Sample(names[index], load_image(folder / names[index]), labels[index]))
+
+        for index, sample in decoded(map(int, order[start:]), load):
+            if isinstance(sample, UnreadableImageError):
+                on_unreadable(names[index], str(sample))
+            else:
+                yield sample
 
     def identity() -> str:
         digest = hashlib.sha256()
@@ -192,10 +236,10 @@ def _dataset_from_npz(path: Path, labels: LabelSource, classes: tuple[str, ...] 
     if labels == "folder" and archive.labels is None:
         raise DatasetError(f"{path} has no array 'labels'; add one (integers [n]), or use --labels predicted")
 
-    def samples(_: OnUnreadable, start: int = 0) -> Iterator[Sample]:
+    def samples(_: OnUnreadable, work: Work = as_it_is, start: int = 0) -> Iterator[Sample]:
         for index, frame in islice(enumerate(archive.frames()), start, None):
             label = int(archive.labels[index]) if archive.labels is not None and labels == "folder" else None
-            yield Sample(f"{path.name}[{index}]", frame, label)
+            yield work(Sample(f"{path.name}[{index}]", frame, label))
 
     def identity() -> str:
         return hashlib.sha256(json.dumps([path.name, *_size_and_time(path), labels]).encode()).hexdigest()
@@ -211,7 +255,7 @@ def _batches_of_factory(text: str) -> Any:
 def _dataset_from_batches(
     batches: Iterable[Any], name: str, labels: LabelSource, classes: tuple[str, ...] | None
 ) -> Dataset:
-    def samples(_: OnUnreadable) -> Iterator[Sample]:
+    def samples(_: OnUnreadable, work: Work = as_it_is) -> Iterator[Sample]:
         index = 0
         for batch in batches:
             images, batch_labels = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch, None)
@@ -220,7 +264,7 @@ def _dataset_from_batches(
             frames = _frames(images, name)
             ids = [None] * len(frames) if labels == "predicted" else _labels(batch_labels, len(frames), name)
             for frame, label in zip(frames, ids, strict=True):
-                yield Sample(f"image {index}", frame, label)
+                yield work(Sample(f"image {index}", frame, label))
                 index += 1
 
     return Dataset(name, classes, None, samples)

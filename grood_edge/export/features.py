@@ -16,7 +16,7 @@ import numpy as np
 from grood_edge.arrays import Flags, Frames, InputFrame, Labels
 from grood_edge.camera_part import prepared_frame
 from grood_edge.errors import ClassifierError, DatasetError
-from grood_edge.export.dataset import Dataset, Sample, restart_of
+from grood_edge.export.dataset import Dataset, Sample, Work, restart_of
 from grood_edge.export.kept_frames import KEPT_BYTES, KEPT_FRAMES, CheckSamples, KeptFrames
 from grood_edge.export.reservoir import Rows
 from grood_edge.export.spool import BatchShape, Spool, SpooledBatch, SpoolPlan, opened_spool
@@ -74,7 +74,8 @@ class Reading:
     hold_out: every fifth image of a class goes to `held_out`. space: the graph's output that is kept as features.
     max_rows: rows kept, of fit images and of held-out ones each. stratified: fit rows cover the classes as evenly as
     they can; False keeps a uniform sample, which calibration needs (held-out rows always are one). spool: None keeps
-    nothing on disk. camera: the open camera part of the graph, through which frames of the camera go.
+    nothing on disk. camera: the open camera part of the graph, through which frames of the camera go. keep_frames: for
+    diagnosis and a second run of the network; False keeps what verification needs alone, for a device.
     """
 
     preprocessing: Preprocessing
@@ -87,6 +88,7 @@ class Reading:
     stratified: bool = True
     spool: SpoolPlan | None = None
     camera: OrtModel | None = None
+    keep_frames: bool = True
 
     def for_calibration(self) -> "Reading":
         """Return how separate calibration images are read: a uniform sample, nothing held out, a spool of its own."""
@@ -118,7 +120,8 @@ def collect_features(dataset: Dataset, model: OrtModel, reading: Reading, progre
                 found.restore(stored, spool)
                 progress(label, found.images, dataset.count)
         reported = len(found.unreadable)
-        for group, frames in _batches(_samples(dataset, found), reading, batch, found.check):
+        samples = _samples(dataset, found, _preparing(reading, found.check))
+        for group, frames in _batches(samples, reading, batch, found.check):
             rows, hashes = _run(model, group, frames, reading)
             kept = frames[found.take(rows, hashes)]
             found.keep(kept)
@@ -136,14 +139,14 @@ class _Pass:
     def __init__(self, reading: Reading) -> None:
         self.unreadable: list[tuple[str, str]] = []
         self.notes: list[str] = []
-        self.check = CheckSamples()
+        self.check = CheckSamples(few=not reading.keep_frames)
         self._hold_out = reading.hold_out
         rng = np.random.default_rng([reading.seed, HELD_OUT_EVERY])
         self._first = rng.integers(0, HELD_OUT_EVERY, reading.class_count)
         self._fit = Gatherer(reading.class_count, reading.max_rows, reading.seed, reading.stratified)
         self._held = Gatherer(reading.class_count, reading.max_rows, reading.seed + 1, stratified=False)
         self._hashes = array("Q")
-        self._frames = KeptFrames(reading.preprocessing, reading.class_count)
+        self._frames = KeptFrames(reading.preprocessing, reading.class_count, none=not reading.keep_frames)
 
     @property
     def images(self) -> int:
@@ -222,17 +225,31 @@ def _replaced(reading: Reading) -> str:
     return f"{reading.spool.path} was of other images, options or versions; all images are read from the beginning"
 
 
-def _samples(dataset: Dataset, found: _Pass) -> Iterator[Sample]:
+def _samples(dataset: Dataset, found: _Pass, work: Work) -> Iterator[Sample]:
     """Go on after what the spool gave; the raw frames for the checks, which it has not, are decoded again."""
     if not found.images:
-        return dataset.samples(lambda name, reason: found.unreadable.append((name, reason)))
+        return dataset.samples(lambda name, reason: found.unreadable.append((name, reason)), work)
     restart = restart_of(dataset)
-    for sample in islice(restart.samples(lambda *_: None, 0), found.images):
+    for sample in islice(restart.samples(lambda *_: None), found.images):
         found.check.offer(sample)
         if found.check.full:
             break
     start = found.images + len(found.unreadable)
-    return restart.samples(lambda name, reason: found.unreadable.append((name, reason)), start)
+    return restart.samples(lambda name, reason: found.unreadable.append((name, reason)), work, start)
+
+
+def _preparing(reading: Reading, check: CheckSamples) -> Work:
+    """Resize as soon as a frame is decoded, and drop the raw one once no check wants it.
+
+    A batch of camera frames would be a hundred times larger. Whether `check` is full is asked before the samples ahead
+    of this one were offered, so that one that it still takes has its raw frame.
+    """
+
+    def work(sample: Sample) -> Sample:
+        prepared = prepared_frame(sample.frame, reading.preprocessing, reading.camera)
+        return replace(sample, frame=prepared if check.full else sample.frame, prepared=prepared)
+
+    return work
 
 
 def _run(model: OrtModel, group: list[Sample], frames: Frames, reading: Reading) -> tuple[Rows, np.ndarray]:
@@ -252,7 +269,7 @@ def _hashes(frames: Frames) -> np.ndarray:
 def _batches(
     samples: Iterator[Sample], reading: Reading, size: int, check: CheckSamples
 ) -> Iterator[tuple[list[Sample], Frames]]:
-    """Resize at once and drop the raw frame: a batch of camera frames would be a hundred times larger."""
+    """Group prepared samples, and offer the raw ones to the checks."""
     group: list[Sample] = []
     frames: list[InputFrame] = []
     for sample in samples:
@@ -260,9 +277,10 @@ def _batches(
             raise DatasetError(
                 f"{sample.name} has label {sample.label}, but the classifier has {reading.class_count} classes"
             )
-        check.offer(sample)
-        frames.append(prepared_frame(sample.frame, reading.preprocessing, reading.camera))
-        group.append(replace(sample, frame=frames[-1]))
+        assert sample.prepared is not None
+        check.offer(replace(sample, prepared=None))
+        frames.append(sample.prepared)
+        group.append(replace(sample, frame=sample.prepared))
         if len(group) == size:
             yield group, np.stack(frames)
             group, frames = [], []

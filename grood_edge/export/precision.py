@@ -4,7 +4,7 @@ So prototypes, bank and calibration belong to the precision that ships. A precis
 layers back in float32, at most three times; what still costs too much is refused (`precision_trial`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal, cast
@@ -16,7 +16,7 @@ from grood_edge.errors import ClassifierError, UsageError
 from grood_edge.export.acceptance import FEW_IMAGES, Judge, Limits, behaviour_of
 from grood_edge.export.bank import HeadPlan
 from grood_edge.export.classifier import ClassifierGraph
-from grood_edge.export.dataset import Dataset
+from grood_edge.export.dataset import Dataset, OnUnreadable, Sample, Work, as_it_is
 from grood_edge.export.features import collect_features
 from grood_edge.export.graph import base_model
 from grood_edge.export.inputs import ExportOptions, Inputs, reading_of
@@ -135,9 +135,13 @@ def _trial(inputs: Inputs, data: Dataset, options: ExportOptions, progress: Prog
     """Read some images with the float32 graph, and judge it; those that will calibrate are not among them."""
     base = base_model(inputs.classifier, inputs.preprocessing)
     model = open_ort(base.SerializeToString())
+
+    def first(on_unreadable: OnUnreadable, work: Work = as_it_is) -> Iterator[Sample]:
+        return islice(data.samples(on_unreadable, work), JUDGED_IMAGES)
+
     some = replace(
         data,
-        samples=lambda on_unreadable: islice(data.samples(on_unreadable), JUDGED_IMAGES),
+        samples=first,
         count=None if data.count is None else min(data.count, JUDGED_IMAGES),
     )
     reading = reading_of(inputs, options, hold_out=inputs.calibration_data is None)

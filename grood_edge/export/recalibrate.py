@@ -102,6 +102,7 @@ def recalibrate(
         space=before.space,
         stratified=refit,
         camera=open_camera(artifact.model, before.preprocessing),
+        keep_frames=False,
     )
     passes = read_passes(dataset, None, model, reading, progress)
     require_new_frames(before.fit, passes.fit.frame_hashes, "images", "images")

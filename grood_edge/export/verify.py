@@ -12,6 +12,7 @@ from grood_edge.camera_part import PREPARED, open_camera, prepared_model, simula
 from grood_edge.contract import Contract
 from grood_edge.errors import VerificationError
 from grood_edge.export.dataset import Sample
+from grood_edge.export.kept_frames import VERIFIED_SAMPLES
 from grood_edge.ort import OrtModel, open_ort
 from grood_edge.outputs import Outputs, outputs_from_arrays, select_rows
 from grood_edge.preprocessing import Camera, Preprocessing, preprocess_frame
@@ -31,7 +32,6 @@ __all__ = [
     "verification_frames",
 ]
 
-VERIFIED_FRAMES = 48
 CAMERA_FRAMES = 8  # real ones, enlarged to the camera's size; a raw frame is a hundred times larger
 RESIZE_TOLERANCE = 1  # grey levels between the graph's resize and the host's
 
@@ -227,7 +227,7 @@ def verification_frames(samples: tuple[Sample, ...], preprocessing: Preprocessin
     They are the classifier's input, of a camera as well. The real ones often are bank rows, of which no score can be
     compared; their mirror images are not.
     """
-    real = [preprocess_frame(sample.frame, preprocessing) for sample in samples[: VERIFIED_FRAMES // 2]]
+    real = [preprocess_frame(sample.frame, preprocessing) for sample in samples[:VERIFIED_SAMPLES]]
     mirrored = [frame[:, ::-1] for frame in real]
     return np.stack([*real, *mirrored, *(frame for _, frame in synthetic_frames(replace(preprocessing, camera=None)))])
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from grood_edge.arrays import Frame, InputFrame
+from grood_edge.decoding import decoded
 from grood_edge.errors import DatasetError, MissingExtraError, UsageError
 from grood_edge.images import UNREADABLE_LIMIT, UnreadableImageError, find_images, load_image, name_some, open_npz
 from grood_edge.progress import Progress, silent
@@ -144,17 +145,16 @@ def _batches(
     """Load and resize at once: a batch of full camera frames would be a hundred times larger."""
     names: list[str] = []
     frames: list[InputFrame] = []
-    for _, images in parts:
-        for name, load in images:
-            try:
-                frames.append(session.prepare(load()))
-            except UnreadableImageError as error:
-                unreadable.append((name, str(error)))
-                continue
-            names.append(name)
-            if len(frames) == size:
-                yield names, frames
-                names, frames = [], []
+    every = (image for _, images in parts for image in images)
+    for (name, _), frame in decoded(every, lambda image: session.prepare(image[1]())):
+        if isinstance(frame, UnreadableImageError):
+            unreadable.append((name, str(frame)))
+            continue
+        names.append(name)
+        frames.append(frame)
+        if len(frames) == size:
+            yield names, frames
+            names, frames = [], []
     if frames:
         yield names, frames
 

@@ -274,7 +274,7 @@ def open_session(
         provider: of onnxruntime: `cpu` (None), `cuda` or `tensorrt-ep`; the one asked for runs, or an error.
         color: channel order of the frames that will be given: `rgb`, or `bgr` as OpenCV delivers them. None is `rgb`,
             or the order that an artifact was exported for with `--layout`.
-        threads: CPU threads of onnxruntime; None leaves it to onnxruntime.
+        threads: CPU threads of onnxruntime; None leaves it to onnxruntime, or to `threads.limited_threads`.
         trusted_engine: SHA-256 of an engine beside the artifact that another user or machine built.
         any_size: with `backend="onnxruntime"`, take frames of other sizes than the camera's as well, when the artifact
             was exported for a camera: they are resized on the host. For folders of images; a robot leaves it out.

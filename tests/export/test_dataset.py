@@ -276,7 +276,7 @@ def test_class_names_that_cannot_be_used(name: str, content: bytes | None, messa
 
 def names_from(dataset: Dataset, start: int) -> tuple[list[str], list[str]]:
     unreadable: list[str] = []
-    samples = restart_of(dataset).samples(lambda name, _: unreadable.append(name), start)
+    samples = restart_of(dataset).samples(lambda name, _: unreadable.append(name), start=start)
     return [sample.name for sample in samples], unreadable
 
 
@@ -297,7 +297,7 @@ def test_pass_can_begin_in_the_middle_of_a_folder(labels: Any, folder: Path) -> 
 def test_pass_can_begin_in_the_middle_of_an_npz(tmp_path: Path) -> None:
     path = tmp_path / "images.npz"
     np.savez(path, images=np.zeros((5, 4, 4, 3), np.uint8), labels=np.arange(5))
-    samples = list(restart_of(open_dataset(path, "folder")).samples(lambda *_: None, 3))
+    samples = list(restart_of(open_dataset(path, "folder")).samples(lambda *_: None, start=3))
     assert [(sample.name, sample.label) for sample in samples] == [("images.npz[3]", 3), ("images.npz[4]", 4)]
 
 

@@ -17,7 +17,7 @@ from grood_edge.errors import ClassifierError, DatasetError
 from grood_edge.export import features as features_module
 from grood_edge.export import kept_frames
 from grood_edge.export.classifier import ClassifierOptions, graph_from_onnx
-from grood_edge.export.dataset import Dataset, Sample, open_dataset
+from grood_edge.export.dataset import Dataset, Sample, Work, as_it_is, open_dataset
 from grood_edge.export.features import Reading, collect_features, merged, rows_of
 from grood_edge.export.graph import base_model
 from grood_edge.ort import OrtModel, open_ort
@@ -234,7 +234,7 @@ def test_frames_are_not_held(model: OrtModel, monkeypatch: pytest.MonkeyPatch) -
         nonlocal alive
         alive -= 1
 
-    def samples(_: Callable[[str, str], None]) -> Iterator[Sample]:
+    def samples(_: Callable[[str, str], None], work: Work = as_it_is) -> Iterator[Sample]:
         nonlocal alive, peak
         for index in range(1000):
             frame = np.full((24, 24, 3), index % 200, np.uint8)
@@ -242,7 +242,7 @@ def test_frames_are_not_held(model: OrtModel, monkeypatch: pytest.MonkeyPatch) -
             weakref.finalize(frame, forget)
             alive += 1
             peak = max(peak, alive)
-            yield Sample(f"{index}", frame, index % 3)
+            yield work(Sample(f"{index}", frame, index % 3))
 
     found = collect_features(Dataset("stream", None, None, samples), model, READING)
     assert found.fit.images == 1000

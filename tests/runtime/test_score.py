@@ -1,6 +1,9 @@
 import csv
 import json
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -9,10 +12,11 @@ from PIL import Image
 
 from grood_edge.demo.images import DemoImages
 from grood_edge.errors import DatasetError, OutputError, UsageError
-from grood_edge.images import find_images, load_image
+from grood_edge.images import UnreadableImageError, find_images, load_image
 from grood_edge.preprocessing import preprocess_frame
 from grood_edge.runtime import open_session
-from grood_edge.runtime.score import ScoreRow, require_readable, row_writer, score_images
+from grood_edge.runtime.score import ScoreRow, ScoreSummary, require_readable, row_writer, score_images
+from grood_edge.threads import limited_threads
 from tests.runtime.conftest import ColorPhotos
 
 
@@ -38,6 +42,41 @@ def test_rows_equal_the_session_verdicts_whatever_the_batch_size(artifact_path: 
     single = scored(artifact_path, folder, batch_size=1)
     assert [row.is_ood for row in single] == [row.is_ood for row in rows]
     np.testing.assert_allclose([r.ood_score for r in single], [r.ood_score for r in rows], atol=1e-5)
+
+
+def test_rows_are_those_of_reading_one_image_after_the_other(
+    artifact_path: Path, digits: DemoImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index, path in enumerate(find_images(digits.test)[:150]):
+        (tmp_path / f"{index:03d}.png").write_bytes(b"no image" if index % 40 == 7 else path.read_bytes())
+
+    def all_rows() -> tuple[list[ScoreRow], ScoreSummary]:
+        rows: list[ScoreRow] = []
+        with open_session(artifact_path, threads=1) as session:
+            return rows, score_images(session, [tmp_path], rows.append)
+
+    def one_after_the_other(items: Iterable[Any], load: Callable[[Any], Any]) -> Iterator[Any]:
+        for item in items:
+            try:
+                yield item, load(item)
+            except UnreadableImageError as error:
+                yield item, error
+
+    with limited_threads(5):
+        rows, summary = all_rows()
+    monkeypatch.setattr("grood_edge.runtime.score.decoded", one_after_the_other)
+    assert (rows, summary) == all_rows()
+    assert [Path(name).name for name, _ in summary.unreadable] == ["007.png", "047.png", "087.png", "127.png"]
+    assert len(rows) == 146
+
+
+def test_ctrl_c_ends_every_thread_at_once(artifact_path: Path, digits: DemoImages) -> None:
+    def interrupted(_: ScoreRow) -> None:
+        raise KeyboardInterrupt
+
+    with open_session(artifact_path) as session, pytest.raises(KeyboardInterrupt):
+        score_images(session, [digits.test], interrupted)
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("decoding-")]
 
 
 def test_file_glob_and_npz_give_the_same_scores_as_the_folder(
