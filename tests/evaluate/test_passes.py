@@ -46,13 +46,13 @@ def test_frames_are_resized_and_cropped_once(artifact_path: Path, few: Path) -> 
 
 
 def test_an_image_is_prepared_once(session: Session, few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepared, prepare = [], session._write
+    prepared, prepare = [], session.write
 
     def counted(frame: object, target: np.ndarray) -> None:
         prepared.append(1)
         prepare(frame, target)
 
-    monkeypatch.setattr(session, "_write", counted)
+    monkeypatch.setattr(session, "write", counted)
     assert len(score_set(ood_set("near", few / "near"), session).paths) == len(prepared)
 
 
