@@ -3,7 +3,7 @@
 A node's part is told by its name: the head's nodes are `grood/...`, the preprocessing's `preprocess/...` and
 `camera/...`; what onnxruntime fuses keeps the name of one of its nodes, and what it adds is counted as network.
 
-Profiling slows a run down, by microseconds for each node: a head of 200 short nodes would seem several times as large
+Profiling slows a run down, by microseconds for each node: a head of many short nodes would seem several times as large
 as it is. What it adds is taken off each node alike: as much as makes the sum what the run takes without a profile, and
 at most what the shortest tenth of the nodes takes. What then is still too much or too little is shared in proportion.
 """
