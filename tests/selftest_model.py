@@ -38,7 +38,6 @@ def make(path: Path) -> None:
         frames = np.stack([load_image(path) for path in paths])
         labels = np.array([names.index(path.parent.name) for path in paths])
         backbones.BACKBONES["small"] = Small
-        backbones.FEATURES = 48
         network = backbones.fitted_network("small", frames, labels)
         options = ExportOptions(
             preprocessing=DIGIT_PREPROCESSING, calibration_data=images.calibration, bank=64, force=True

@@ -96,7 +96,6 @@ def _vit() -> nn.Sequential:
 
 
 BACKBONES: dict[str, Callable[[], nn.Sequential]] = {"resnet": _resnet, "mobilenet": _mobilenet, "vit": _vit}
-FEATURES = 96
 
 
 @torch.no_grad()
@@ -114,9 +113,9 @@ def fitted_network(name: str, frames: np.ndarray, labels: np.ndarray) -> nn.Sequ
     mean, std = features.mean(0), features.std(0) + 1e-3
     unit = (features - mean) / std
     wanted = nn.functional.one_hot(torch.from_numpy(labels)).to(unit.dtype) - 1 / 7
-    ridge = unit.T @ unit + 0.01 * len(unit) * torch.eye(FEATURES)
+    ridge = unit.T @ unit + 0.01 * len(unit) * torch.eye(unit.shape[1])
     weight = 8 * torch.linalg.solve(ridge, unit.T @ wanted).T / std
-    last = nn.Linear(FEATURES, len(weight))
+    last = nn.Linear(unit.shape[1], len(weight))
     last.weight.copy_(weight)
     last.bias.copy_(-weight @ mean)
     return nn.Sequential(*backbone, last).eval()

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from grood_edge.ort import _session_options
 from grood_edge.runtime.trt_api import Family, TrtApi
 from tests.runtime.fake_cuda import FakeCudart, Misuse
 
@@ -46,8 +47,7 @@ _DATA_TYPES = {
 
 @functools.cache
 def opened(plan: bytes) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
+    options = _session_options("cpu", 1, plan)  # those of `open_ort`, so that answers are the same to the last bit
     return onnxruntime.InferenceSession(plan, options, providers=["CPUExecutionProvider"])
 
 
