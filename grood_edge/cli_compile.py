@@ -121,12 +121,13 @@ def _check(model: Path, backend: TensorRT | None, as_json: bool) -> None:
 
     artifact = read_artifact(model)
     try:
-        import onnx
+        import onnx  # noqa: F401
     except ModuleNotFoundError as error:
         raise MissingExtraError("onnx", "export", "Checking a graph") from error
+    from grood_edge.export.normal_form import model_of
     from grood_edge.export.preflight import preflight
 
-    found = preflight(onnx.load_model_from_string(artifact.model))
+    found = preflight(model_of(artifact))
     findings = [finding for finding in found if backend is None or backend in finding.families]
     refused = sum(finding.kind == "refused" for finding in findings)
     if as_json:

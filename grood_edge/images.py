@@ -47,7 +47,7 @@ IMAGE_SUFFIXES = (
     ".webp",
 )
 UNREADABLE_LIMIT = 0.01  # share of unreadable images above which a command fails, unless told otherwise
-MAX_LABELS = 50_000_000
+MAX_IMAGES = 50_000_000  # of an archive
 MAX_PIXELS = 89_478_485  # Pillow's own bound against decompression bombs (an 8k frame has 33 million)
 # Not every format that Pillow knows: some start other programs (EPS), whatever the file is called.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -212,14 +212,15 @@ def open_npz(path: Path) -> NpzImages:
     except Exception as error:  # zipfile and numpy raise anything on damaged archives: zlib.error, TokenError, KeyError
         raise DatasetError(f"{path} cannot be read as .npz ({error}); {expected}") from error
     good_shape = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))
-    if dtype != np.uint8 or fortran or not good_shape or min(shape) < 1 or math.prod(shape[1:3]) > MAX_PIXELS:
+    good_shape = good_shape and min(shape) >= 1 and shape[0] <= MAX_IMAGES and math.prod(shape[1:3]) <= MAX_PIXELS
+    if dtype != np.uint8 or fortran or not good_shape:
         raise DatasetError(f"{path} holds images of dtype {dtype} and shape {list(shape)}; {expected}, C order")
     return NpzImages(path, shape, labels)
 
 
 def _read_labels(file: object, count: int) -> np.ndarray:
     shape, _, dtype = _read_header(file)
-    if shape != (count,) or dtype.kind not in "iu" or count > MAX_LABELS:
+    if shape != (count,) or dtype.kind not in "iu" or count > MAX_IMAGES:
         raise ValueError(f"labels of dtype {dtype} and shape {list(shape)} for {count} images")
     raw = _read_exactly(file, count * dtype.itemsize)
     if len(raw) != count * dtype.itemsize:

@@ -240,7 +240,9 @@ def decode_png(text: str, preprocessing: Preprocessing) -> InputFrame:
             if image.size != expected or image.mode != ("L" if channels == 1 else "RGB"):
                 raise ArtifactError(f"a probe is {image.mode} {image.size}; expected {expected}. Export again")
             pixels = np.asarray(image, dtype=np.uint8)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except ArtifactError:
+        raise
+    except Exception as error:  # decoders raise anything on damaged files: IndexError, struct.error, SyntaxError
         raise ArtifactError(f"a probe's picture cannot be decoded ({error}); the artifact is damaged") from error
     return pixels.reshape(height, width, channels)
 

@@ -21,6 +21,7 @@ from grood_edge.contract_rows import (
 from grood_edge.probes import ProbeReport
 from grood_edge.runtime.score import ScoreRow, ScoreSummary
 from grood_edge.runtime.session import Session
+from grood_edge.terminal import plain_text
 
 __all__ = [
     "artifact_document",
@@ -130,7 +131,7 @@ def score_tables(summary: ScoreSummary, session: Session, rows: list[ScoreRow]) 
             image = f" ({row.bank_path})" if row.bank_path else ""
             behind = [row.nearest_class or "-", log_s, f"{row.bank_class or '-'}{image}"]
         scores = (f"{row.ood_score:.3f}", f"{row.p_value:.4f}", verdict)
-        table.add_row(row.path, row.class_name, margin, *scores, *behind)
+        table.add_row(plain_text(row.path), row.class_name, margin, *scores, *behind)
     counts = [
         ("images", f"{summary.images:,}" + (f", {len(summary.unreadable)} unreadable" if summary.unreadable else "")),
         ("is_ood", f"{summary.flagged:,} ({summary.flagged_share:.1%}), {summary.invalid} of them not valid"),
@@ -167,7 +168,7 @@ def key_values(title: str, rows: list[tuple[str, str]]) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(name, value)
+        table.add_row(name, plain_text(value))
     return table
 
 

@@ -15,7 +15,7 @@ from rich.progress import Progress as RichProgress
 
 __all__ = ["plain_text", "print_json", "progress_bars", "show", "tell", "tell_notes"]
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 OUT = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -34,8 +34,11 @@ def tell_notes(warnings: Iterable[str], unreadable: Iterable[tuple[str, str]] = 
 
 
 def plain_text(text: str) -> str:
-    """Make control characters visible: names of files and tensors are other people's, and terminals obey them."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found.group()):02x}", text)
+    """Make control characters visible: names of files and tensors are other people's, and terminals obey them.
+
+    So are marks that turn the writing direction, and bytes of a file's name that are no UTF-8.
+    """
+    return _CONTROL.sub(lambda found: ascii(found.group())[1:-1], text)
 
 
 def show(item: Any) -> None:
@@ -45,7 +48,8 @@ def show(item: Any) -> None:
 
 def print_json(value: Any) -> None:
     """Print a result for machines: one JSON document."""
-    print(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False, default=_plain))
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
+    print(text.encode("utf-8", "backslashreplace").decode())  # names that are no UTF-8, as JSON writes them
 
 
 @contextmanager

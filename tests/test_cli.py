@@ -275,6 +275,22 @@ def test_names_cannot_drive_the_terminal(exported: tuple[Path, Result], tmp_path
     assert "\\x1b[31mred.png" in result.output
 
 
+def test_odd_names_of_scored_images_are_shown(
+    exported: tuple[Path, Result], digits: DemoImages, tmp_path: Path
+) -> None:
+    picture = next((digits.test / "3").iterdir())
+    for name in (b"\x1b[31mred.png", b"caf\xe9.png", "turned\u202egnp.png".encode(), b"[bold].png", b"a[/b].png"):
+        target = tmp_path / os.fsdecode(name)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(picture, target)
+    shown = run("score", exported[0], tmp_path)
+    assert shown.exit_code == 0, shown.output
+    assert all(text in shown.output for text in (r"\x1b[31mred", r"caf\udce9.png", r"turned\u202egnp", "[bold].png"))
+    assert not set("\x1b\u202e") & set(shown.output)
+    document = json.loads(run("score", exported[0], tmp_path, "--json").output)
+    assert os.path.exists(next(row["path"] for row in document["rows"] if "caf" in row["path"]))
+
+
 def test_calibration_images_of_classes_without_prototype_are_pointed_out(
     classifier_onnx: Path, digits: DemoImages, tmp_path: Path
 ) -> None:

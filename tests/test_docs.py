@@ -13,7 +13,7 @@ from grood_edge.export.head import head_nodes
 from tests.conftest import Demo
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?://)([^)#]+)[^)]*\)")
 
@@ -42,6 +42,13 @@ def test_every_block_of_the_page_runs(page: Path, demo: Demo, tmp_path: Path) ->
 def test_links_lead_somewhere(page: Path) -> None:
     for target in LINK.findall(page.read_text()):
         assert (page.parent / target).exists(), f"{page.name} links to {target}, which does not exist"
+
+
+def test_threats_name_tests_that_are_there() -> None:
+    found = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", (ROOT / "SECURITY.md").read_text())
+    assert len(found) > 20
+    for path, name in found:
+        assert f"def {name}" in (ROOT / path).read_text(), f"{path} has no {name or 'function'}"
 
 
 def test_readme_names_every_module() -> None:

@@ -359,7 +359,9 @@ class TestNpz:
         with pytest.raises(DatasetError, match="truncated at image 5 of 7"):
             next(frames)
 
-    @pytest.mark.parametrize("shape", [(-7, 20, 30, 3), (7, -20, 30, 3), (1, 2**33, 2**33, 1), (1, 2**32, 2**32, 1)])
+    @pytest.mark.parametrize(
+        "shape", [(-7, 20, 30, 3), (7, -20, 30, 3), (1, 2**33, 2**33, 1), (1, 2**32, 2**32, 1), (2**63, 2, 2, 1)]
+    )
     def test_impossible_shapes(self, tmp_path: Path, stack: np.ndarray, shape: tuple[int, ...]) -> None:
         with pytest.raises(DatasetError, match="and shape"):
             open_npz(write_zip(tmp_path / "a.npz", images=npy(stack, shape)))

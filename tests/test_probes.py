@@ -186,6 +186,12 @@ class TestReplay:
         with pytest.raises(ArtifactError, match=r"expected \(32, 32\)"):
             decode_png(base64.b64encode(buffer.getvalue()).decode(), contract.preprocessing)
 
+    def test_picture_with_an_empty_colour_profile(self, contract: Contract) -> None:
+        raw = base64.b64decode(contract.probes[0].png)
+        text = base64.b64encode(raw[:-12] + b"\0\0\0\0iCCP\xa5\x89\x19\x3e" + raw[-12:]).decode()
+        with pytest.raises(ArtifactError, match="cannot be decoded"):  # Pillow raises IndexError
+            decode_png(text, contract.preprocessing)
+
     def test_picture_in_another_format(self, contract: Contract) -> None:
         buffer = io.BytesIO()
         Image.new("L", (32, 32)).save(buffer, "BMP")

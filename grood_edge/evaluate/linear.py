@@ -46,15 +46,18 @@ def read_linear_layer(artifact: Artifact, features: Features, logits: Logits) ->
     Raises:
         NoLinearLayer: the part has other inputs, or is not linear on the given images.
         MissingExtraError: onnx is not installed.
+        ArtifactError: onnx cannot read the model.
     """
     try:
-        import onnx
+        import onnx  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("onnx", "export", "Reading the last layer for --baselines") from error
+    from grood_edge.export.normal_form import model_of
+
     if not len(features):
         raise NoLinearLayer("no image gave finite features to check it with")
     classifier = artifact.contract.classifier
-    model = _last_part(onnx.load_model_from_string(artifact.model), f"classifier/{classifier.features_tensor}")
+    model = _last_part(model_of(artifact), f"classifier/{classifier.features_tensor}")
     layer = _probed(model, features.shape[1], classifier.features_pooled, classifier.batch == "1")
     error_of_logits = float(np.abs(layer.logits(features) - logits).max())
     scale = float(np.abs(logits).max())

@@ -1,6 +1,7 @@
 """Which image files are compared: one folder of ID images and named folders of OOD images."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ def id_set(folder: Path, classes: tuple[str, ...]) -> tuple[FolderSet, tuple[str
     Raises:
         DatasetError: no folder, fewer than two images, or a folder that is no class.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # False for a name that is too long
         raise DatasetError(f"--id {folder} is no folder; expected class folders of ID images the network has not seen")
     names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     paths = find_images(folder)
@@ -86,7 +87,7 @@ def ood_set(name: str, folder: Path) -> FolderSet:
     Raises:
         DatasetError: no folder, or fewer than two images.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # False for a name that is too long
         raise DatasetError(f"--ood {name}={folder}: {folder} is no folder; expected a folder of images of other things")
     paths = find_images(folder)
     _require_images(f"--ood {name}", folder, len(paths))

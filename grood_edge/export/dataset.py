@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from grood_edge.arrays import Frame, InputFrame
+from grood_edge.contract_reader import MAX_CONTRACT_BYTES
 from grood_edge.decoding import decoded
 from grood_edge.errors import DatasetError, UsageError
 from grood_edge.export.factory import call_factory, import_attribute
@@ -137,11 +138,11 @@ def open_dataset(data: Any, labels: LabelSource, classes: tuple[str, ...] | None
     if not isinstance(data, str | Path):
         return _dataset_from_batches(data, "the given batches", labels, classes)
     path, text = Path(data), str(data)
-    if path.is_file() and path.suffix.lower() == ".npz":
+    if os.path.isfile(path) and path.suffix.lower() == ".npz":  # False for a name that is too long
         return _dataset_from_npz(path, labels, classes)
-    if path.is_dir():
+    if os.path.isdir(path):
         return _flat_folder(path, classes, seed) if labels == "predicted" else _class_folders(path, classes, seed)
-    if not path.exists() and ":" in text:
+    if not os.path.exists(path) and ":" in text:
         return _dataset_from_batches(_batches_of_factory(text), text, labels, classes)
     raise DatasetError(
         f"{text} does not exist or is no data set; expected class folders, an .npz or package.module:factory"
@@ -155,9 +156,13 @@ def read_class_names(path: Path) -> tuple[str, ...]:
         DatasetError: unreadable, empty, or names that repeat.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            raw = file.read(MAX_CONTRACT_BYTES + 1)
+        if len(raw) > MAX_CONTRACT_BYTES:
+            raise DatasetError(f"{path} has more than {MAX_CONTRACT_BYTES:,} bytes; expected class names")
+        text = raw.decode()
         names = json.loads(text) if path.suffix.lower() == ".json" else text.splitlines()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(f"cannot read class names from {path}: {error}") from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DatasetError(f"{path} holds no JSON list of strings; expected class names in the classifier's order")

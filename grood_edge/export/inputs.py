@@ -1,5 +1,6 @@
 """All that the user hands to an export: options, and everything opened and checked before any long work."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -166,7 +167,7 @@ def refuse_own_model(model: Any, out: Path) -> None:
     Raises:
         OutputError: the output is the classifier's own file.
     """
-    if isinstance(model, str | Path) and Path(model).exists() and Path(model).resolve() == out.resolve():
+    if isinstance(model, str | Path) and os.path.exists(model) and Path(model).resolve() == out.resolve():
         raise OutputError(f"{out} is the classifier itself; choose another output, so that the classifier is kept")
 
 

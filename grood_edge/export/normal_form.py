@@ -4,12 +4,14 @@ Opset 19, the standard domain only, local functions inlined, no doc strings, sou
 dimension free. Files are untrusted: sizes are bounded and no path leads out of the model's folder.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError, Message
 from onnx import (
     GraphProto,
     ModelProto,
@@ -23,10 +25,11 @@ from onnx import (
     version_converter,
 )
 
-from grood_edge.errors import ClassifierError
+from grood_edge.artifact import Artifact
+from grood_edge.errors import ArtifactError, ClassifierError
 from grood_edge.onnx_proto import OPSET
 
-__all__ = ["IR_VERSION", "free_batch", "load_onnx", "normal_form"]
+__all__ = ["IR_VERSION", "free_batch", "load_onnx", "model_of", "normal_form"]
 
 IR_VERSION = 9  # belongs to opset 19; onnxruntime 1.18 reads up to 10
 OLDEST_OPSET = 7  # below it, broadcasting was an attribute and no converter is reliable
@@ -52,6 +55,8 @@ def load_onnx(path: Path) -> ModelProto:
         raise ClassifierError(f"{path} is not an ONNX file, or it is damaged: {error}") from error
     if not model.graph.node:
         raise ClassifierError(f"{path} holds no ONNX graph; expected a trained classifier")
+    if (odd := _odd_text(model)) is not None:
+        raise ClassifierError(f"{path} is a damaged ONNX file: the name {odd[:40]!r} is not UTF-8")
     folder = path.resolve().parent
     total = 0
     for tensor in _external_tensors(model):
@@ -63,6 +68,35 @@ def load_onnx(path: Path) -> ModelProto:
     except (OSError, ValueError, checker.ValidationError) as error:
         raise ClassifierError(f"the external data of {path} cannot be read: {error}") from error
     return model
+
+
+def model_of(artifact: Artifact) -> ModelProto:
+    """Return the artifact's model as the onnx package reads it.
+
+    Raises:
+        ArtifactError: it does not: the reader of artifacts leaves some of the graph to the runtimes.
+    """
+    try:
+        model = onnx.load_model_from_string(artifact.model)
+    except DecodeError as error:
+        raise ArtifactError(f"the package onnx cannot read the artifact: {error}; export it again") from error
+    if (odd := _odd_text(model)) is not None:
+        raise ArtifactError(f"the artifact's graph has the name {odd[:40]!r}, which is not UTF-8; export it again")
+    return model
+
+
+def _odd_text(message: Message) -> bytes | None:
+    """Return a text that is not UTF-8, which protobuf gives as bytes; None when there is none."""
+    for field in message.DESCRIPTOR.fields:
+        if field.type not in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_MESSAGE):
+            continue
+        value = getattr(message, field.name)
+        single = isinstance(value, str | bytes) or (isinstance(value, Message) and message.HasField(field.name))
+        for part in (value,) if single else () if isinstance(value, Message) else value:
+            odd = _odd_text(part) if isinstance(part, Message) else part if isinstance(part, bytes) else None
+            if odd is not None:
+                return odd
+    return None
 
 
 def normal_form(model: ModelProto) -> ModelProto:
@@ -240,13 +274,16 @@ def _external_tensors(model: ModelProto) -> Iterator[TensorProto]:
 def _check_external(tensor: TensorProto, folder: Path) -> int:
     """Return the size of the file that holds the tensor's data; refuse it outside the model's folder."""
     location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-    target = (folder / location).resolve()
+    try:
+        target = (folder / location).resolve()
+    except (OSError, ValueError, RuntimeError):  # links in a circle, a NUL
+        target = folder.parent
     if not location or not target.is_relative_to(folder) or Path(location).is_absolute():
         raise ClassifierError(
             f"tensor {tensor.name!r} keeps its data in {location!r}, outside the model's folder; it was not read. "
             "Put the data file beside the .onnx"
         )
-    if not target.is_file():
+    if not os.path.isfile(target):  # False for a name that is too long
         raise ClassifierError(f"tensor {tensor.name!r} keeps its data in {location!r}, which does not exist")
     length = next((int(e.value) for e in tensor.external_data if e.key == "length" and e.value.isdigit()), 0)
     return length or target.stat().st_size

@@ -209,5 +209,5 @@ def _recorded(record: Path) -> object:
         if record.is_symlink() or record.stat().st_size > _MAX_RECORD_BYTES:
             return None
         return json.loads(record.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -22,6 +23,7 @@ from grood_edge.runtime.session import Session
 __all__ = ["ScoreRow", "ScoreSummary", "require_readable", "row_writer", "score_images"]
 
 _PARQUET_ROWS = 4096
+_ODD_NAMES = "backslashreplace"  # a byte that is no UTF-8 becomes \udcXX: JSON's own way to write what Python has
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ Source = tuple[int, Iterator[tuple[str, Callable[[], Frame]]]]
 
 def _open_source(source: str | Path) -> Source:
     path = Path(source)
-    if path.is_file() and path.suffix.lower() == ".npz":
+    if os.path.isfile(path) and path.suffix.lower() == ".npz":  # False for a name that is too long
         archive = open_npz(path)
         named = ((f"{source}[{index}]", frame) for index, frame in enumerate(archive.frames()))
         return len(archive), ((name, lambda frame=frame: frame) for name, frame in named)
@@ -184,13 +186,16 @@ def _rows(session: Session, names: list[str], frames: list[InputFrame], explain:
 
 @contextmanager
 def _json_lines(path: Path, force: bool) -> Iterator[Write]:
-    with published(path, force) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with published(path, force) as temporary, temporary.open("w", encoding="utf-8", errors=_ODD_NAMES) as file:
         yield lambda row: print(json.dumps(asdict(row), ensure_ascii=False, allow_nan=False), file=file)
 
 
 @contextmanager
 def _csv(path: Path, force: bool) -> Iterator[Write]:
-    with published(path, force) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with (
+        published(path, force) as temporary,
+        temporary.open("w", encoding="utf-8", errors=_ODD_NAMES, newline="") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow([field.name for field in fields(ScoreRow)])
         yield lambda row: writer.writerow(asdict(row).values())
@@ -214,7 +219,7 @@ def _parquet(path: Path, force: bool) -> Iterator[Write]:
             pending.clear()
 
         def write(row: ScoreRow) -> None:
-            pending.append(asdict(row))
+            pending.append(asdict(row) | {"path": row.path.encode("utf-8", _ODD_NAMES).decode()})
             if len(pending) == _PARQUET_ROWS:
                 flush()
 

@@ -36,10 +36,10 @@ def open_alarm_frames(action: str, source: Source, disk_bytes: int = DISK_BYTES)
     if kind != "save" or not name:
         raise UsageError(f"--on-unknown got {action!r}; expected save:DIR, such as save:alarms")
     path = Path(name)
-    if os.path.lexists(path) and not path.is_dir():
+    if os.path.lexists(path) and not os.path.isdir(path):
         raise OutputError(f"cannot make the folder {path}: it is a file; name another one")
-    there = path if path.is_dir() else path.absolute().parent
-    if not there.is_dir():
+    there = path if os.path.isdir(path) else path.absolute().parent
+    if not os.path.isdir(there):
         raise OutputError(f"cannot make the folder {path}: {there} is no folder; create it first")
     if not os.access(there, os.W_OK | os.X_OK):
         raise OutputError(f"the folder {there} is not writable; name another one")

@@ -229,11 +229,20 @@ def _cut(members: Members, name: str, content: bytes) -> Members:
     return members | {name: content}
 
 
+def _packed_wrongly(archive: bytes) -> bytes:
+    """Say of every member, in both of its headers, that it is packed with LZMA, which it is not."""
+    for sign, at in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        first, *rest = archive.split(sign)
+        archive = first + b"".join(sign + part[: at - 4] + b"\x0e\0" + part[at - 2 :] for part in rest)
+    return archive
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         lambda good: archive_of(good)[:-100],
         lambda good: archive_of(good)[:200],
+        lambda good: _packed_wrongly(archive_of(good)),
         lambda _: b"",
         lambda _: b"PK\x03\x04 not really",
         lambda _: pickle.dumps([1]),
@@ -339,7 +348,9 @@ def test_other_contents_are_refused(payload: Any, message: str, tmp_path: Path) 
         state_dict(tmp_path / "weights.pt")
 
 
-@pytest.mark.parametrize("content", [None, b"", b"garbage" * 100, b"PK\x03\x04" + bytes(100)])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"garbage" * 100, b"PK\x03\x04" + bytes(100), b"\x80", b"\x80\x02u.", b"\x80\x02}(."]
+)
 def test_unreadable_state_dict(content: bytes | None, tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     if content is not None:

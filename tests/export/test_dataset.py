@@ -77,12 +77,14 @@ def test_flat_folder_has_no_labels(folder: Path) -> None:
     assert {s.label for s in read(dataset)} == {None}
 
 
-@pytest.mark.parametrize("kind", ["missing", "empty", "empty class", "flat", "file"])
+@pytest.mark.parametrize("kind", ["missing", "long name", "empty", "empty class", "flat", "file"])
 @pytest.mark.parametrize("labels", ["folder", "predicted"])
 def test_folders_that_cannot_be_used(kind: str, labels: Any, folder: Path, tmp_path: Path) -> None:
-    path = {"missing": tmp_path / "nowhere", "flat": folder / "ant"}.get(kind, tmp_path / kind)
+    paths = {"missing": tmp_path / "nowhere", "long name": tmp_path / ("x" * 5000), "flat": folder / "ant"}
+    path = paths.get(kind, tmp_path / kind)
     messages = {
         "missing": "nowhere does not exist or is no data set; expected class folders",
+        "long name": "x does not exist or is no data set",
         "empty": "has no class folders" if labels == "folder" else "contains no image file",
         "empty class": "empty class/bee contains no image file" if labels == "folder" else "",
         "flat": "has no class folders; expected one folder of images a class.*--labels predicted",
@@ -264,6 +266,8 @@ def test_class_names_in_the_classifiers_order(name: str, text: str, tmp_path: Pa
         ("broken.json", b'["cat", ', "cannot read class names"),
         ("object.json", b'{"0": "cat"}', "holds no JSON list of strings"),
         ("numbers.json", b"[0, 1]", "holds no JSON list of strings"),
+        ("deep.json", b"[" * 100_000, "cannot read class names"),
+        ("endless.txt", b"cat " * (5 << 20), "has more than 16,777,216 bytes"),
         ("binary.txt", b"\xff\xfe\x00", "cannot read class names"),
     ],
 )

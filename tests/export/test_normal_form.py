@@ -1,6 +1,7 @@
 """Opset 19, standard operators only, nothing left of the machine it came from; files are untrusted."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import onnx
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_helper, shape_inference
 
-from grood_edge.errors import ClassifierError
+from grood_edge.artifact import read_artifact
+from grood_edge.errors import ArtifactError, ClassifierError
 from grood_edge.export.classifier import graph_from_onnx, load_classifier
-from grood_edge.export.normal_form import IR_VERSION, free_batch, load_onnx, normal_form
+from grood_edge.export.normal_form import IR_VERSION, free_batch, load_onnx, model_of, normal_form
 from grood_edge.export.torch_classifier import onnx_from_torch
 from grood_edge.onnx_proto import OPSET
 from grood_edge.ort import open_ort
@@ -27,6 +29,7 @@ from tests.export.networks import (
     torch_network,
     traced_graph,
 )
+from tests.golden import golden, golden_model
 
 
 def logits_of(model: ModelProto) -> np.ndarray:
@@ -319,3 +322,37 @@ def test_folder_instead_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "folder.onnx").mkdir()
     with pytest.raises(ClassifierError, match="cannot read"):
         load_onnx(tmp_path / "folder.onnx")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b"output/logits_0", b"output/logits_\xff", r"has the name b'output/logits_\\xff', which is not UTF-8"),
+        # field 4 of a tensor: floats, four bytes each
+        (b"\x42\x0bgrood/scale", b"\x22\x0bgrood/scale", "the package onnx cannot read the artifact"),
+    ],
+)
+def test_an_artifact_that_onnx_cannot_read_is_refused(old: bytes, new: bytes, message: str) -> None:
+    model = golden_model()
+    artifact = replace(read_artifact(golden()), model=model.replace(old, new))
+    assert model != artifact.model
+    with pytest.raises(ArtifactError, match=message):
+        model_of(artifact)
+
+
+def test_names_of_a_classifier_are_text(tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").write_bytes(onnx_classifier([*CONV_NODES]).SerializeToString().replace(b"conv", b"con\xff"))
+    with pytest.raises(ClassifierError, match=r"the name b'con\\xff' is not UTF-8"):
+        load_onnx(tmp_path / "x.onnx")
+
+
+@pytest.mark.parametrize("location", ["x" * 5000, "a\0b", "circle"])
+def test_external_data_with_a_name_that_no_file_has(location: str, tmp_path: Path) -> None:
+    path = _external(tmp_path, "weights.data")
+    os.symlink("circle", tmp_path / "circle")
+    model = onnx.load(path, load_external_data=False)
+    for entry in (entry for tensor in model.graph.initializer for entry in tensor.external_data):
+        entry.value = location if entry.key == "location" else entry.value
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ClassifierError, match="keeps its data in"):
+        load_onnx(path)

@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -112,6 +113,19 @@ def test_every_format_holds_the_same_rows(suffix: str, artifact_path: Path, digi
     assert [str(entry["is_ood"]) for entry in read] == [str(row.is_ood) for row in rows]
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_names_that_are_no_utf8_are_written(suffix: str, tmp_path: Path) -> None:
+    out, name = tmp_path / f"scores{suffix}", os.fsdecode(b"caf\xe9/1.png")
+    with row_writer(out, force=False) as write:
+        write(ScoreRow(name, 0, "a", None, 0.0, 0.5, False, True))
+    if suffix == ".jsonl":
+        assert json.loads(out.read_text())["path"] == name  # it names the file again
+    elif suffix == ".parquet":
+        assert pq.read_table(out).to_pylist()[0]["path"] == r"caf\udce9/1.png"
+    else:
+        assert r"caf\udce9/1.png," in out.read_text()
+
+
 def test_writer_leaves_nothing_when_the_block_fails_and_touches_no_existing_file(tmp_path: Path) -> None:
     row = ScoreRow("a.png", 0, "cup", 1.0, -3.0, 0.5, False, True)
     for suffix in (".jsonl", ".csv", ".parquet"):
@@ -156,6 +170,8 @@ def test_unreadable_images_are_named_and_more_than_one_percent_is_an_error(
 def test_missing_source_and_bad_batch_size(artifact_path: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="does not exist"):
         scored(artifact_path, tmp_path / "nowhere")
+    with pytest.raises(DatasetError, match="does not exist"):
+        scored(artifact_path, "x" * 5000)
     with pytest.raises(UsageError, match="batch-size"):
         scored(artifact_path, tmp_path, batch_size=0)
 

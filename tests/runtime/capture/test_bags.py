@@ -322,8 +322,28 @@ def test_ros1_bags_and_other_databases_are_refused(tmp_path: Path) -> None:
     database.execute("CREATE VIEW messages AS SELECT 1")
     database.commit()
     database.close()
-    with pytest.raises(SourceError, match="without the tables of a ROS 2 bag"):
+    with pytest.raises(SourceError, match="without the plain tables of a ROS 2 bag"):
         open_source(str(tmp_path / "x.db3"))
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "DROP TABLE messages; CREATE VIRTUAL TABLE messages USING fts5(topic_id, timestamp, data)",
+        "ALTER TABLE messages RENAME COLUMN data TO raw; "  # 800 MB in a file of 12 kB
+        "ALTER TABLE messages ADD COLUMN data BLOB AS (hex(zeroblob(400000000))) VIRTUAL",
+        "ALTER TABLE topics RENAME COLUMN name TO old; "
+        "ALTER TABLE topics ADD COLUMN name TEXT AS (hex(zeroblob(400000000))) VIRTUAL",
+    ],
+    ids=["virtual-table", "computed-data", "computed-topic"],
+)
+def test_databases_that_compute_what_they_hold_are_refused(hostile: str, tmp_path: Path) -> None:
+    (file,) = write_bag(tmp_path / "bag", "SQLITE3", [("/camera", IMAGE, numbered(1))]).glob("*.db3")
+    database = sqlite3.connect(file)
+    database.executescript(hostile)
+    database.close()
+    with pytest.raises(SourceError, match="without the plain tables of a ROS 2 bag"):
+        open_source(str(file))
 
 
 @pytest.mark.parametrize("suffix", [".mcap", ".db3"])
