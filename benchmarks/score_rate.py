@@ -19,8 +19,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import onnxruntime
@@ -29,7 +31,8 @@ from photos import write_photos
 from grood_edge.artifact import read_artifact
 from grood_edge.images import find_images, load_image
 from grood_edge.preprocessing import preprocess_frame
-from grood_edge.runtime import open_session, score
+from grood_edge.runtime import open_session
+from grood_edge.runtime.score import score_images
 from grood_edge.runtime.selftest import MODEL
 from grood_edge.threads import decoding_threads
 
@@ -50,30 +53,28 @@ def compared(artifact: Path, paths: list[Path], rounds: int) -> dict[str, Any]:
             bare.run(None, {"image": ready[: min(BATCH, len(paths) - start)]})
 
     def decode() -> None:
-        _in_threads([lambda part=paths[i::workers]: _decode(part) for i in range(workers)])
+        _in_threads(decoders)
 
     def both() -> None:
-        _in_threads([network, *(lambda part=paths[i::workers]: _decode(part) for i in range(workers))])
+        _in_threads([network, *decoders])
 
     def _decode(part: list[Path]) -> None:
         for path in part:
             preprocess_frame(load_image(path), p)
 
     workers = decoding_threads()
+    decoders: list[Callable[[], None]] = [partial(_decode, paths[i::workers]) for i in range(workers)]
     with open_session(artifact, any_size=True) as session:
 
         def ours() -> None:
-            score.score_images(session, paths, lambda _: None, BATCH)
+            score_images(session, paths, lambda _: None, BATCH)
 
         def before() -> None:
-            pooled, score.decoded = score.decoded, one_after_the_other
-            try:
+            with mock.patch("grood_edge.runtime.score.decoded", one_after_the_other):
                 ours()
-            finally:
-                score.decoded = pooled
 
         sides = {"bound": both, "score": ours, "before": before, "decode": decode, "network": network}
-        score.score_images(session, paths[:WARM_UP], lambda _: None, BATCH)
+        score_images(session, paths[:WARM_UP], lambda _: None, BATCH)
         both()
         seconds = timed(sides, rounds)
     rates = {name: [len(paths) / value for value in values] for name, values in seconds.items()}

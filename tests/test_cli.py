@@ -311,3 +311,20 @@ def test_version_and_help() -> None:
     for command in ("export", "calibrate", "score", "evaluate", "inspect", "verify", "demo"):
         assert command in help_text
         assert run(command, "--help").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("score", "images"),
+        ("evaluate", "--id", "images", "--ood", "near=images"),
+        ("watch", "images"),
+        ("calibrate", "--data", "images"),
+        ("export", "--data", "images", "--out", "out.onnx"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_number_of_threads_out_of_range_is_refused_before_any_work(command: tuple[str, ...]) -> None:
+    result = run(command[0], "model.onnx", *command[1:], "--threads", "0")
+    assert result.exit_code == 2
+    assert "--threads 0; expected a number from 1" in result.stderr

@@ -23,7 +23,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 def peak(artifact: Path, folder: Path, out: Path) -> float:
     """Calibrate in a process of its own; return its peak in megabytes."""
-    command = [sys.executable, "-c", SCRIPT, artifact, folder, out]
+    command = [sys.executable, "-c", SCRIPT, *map(str, (artifact, folder, out))]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(done.stdout) / (1024 if sys.platform == "linux" else 1024**2)
 
