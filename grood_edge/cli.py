@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from grood_edge import __version__
 from grood_edge.cli_bench import bench_command
 from grood_edge.cli_calibrate import calibrate_command
 from grood_edge.cli_compile import compile_command
@@ -54,7 +53,6 @@ app = typer.Typer(
     help="Give an image classifier a calibrated 'I do not know this', in one ONNX file.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 
 app.command("export")(export_command)
@@ -198,10 +196,14 @@ def demo_command(
 
 @app.callback(invoke_without_command=True)
 def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print version, build and packages, and exit.", is_eager=True)
+    ] = False,
 ) -> None:
     if version:
-        print(f"grood-edge {__version__}")
+        from grood_edge.cli_version import version_lines
+
+        print("\n".join(version_lines()))
         raise typer.Exit()
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -10,9 +11,11 @@ import sys
 import time
 from pathlib import Path
 
+import onnxruntime
 import pytest
 from typer.testing import CliRunner, Result
 
+from grood_edge import __version__
 from grood_edge.cli import app
 from grood_edge.demo.images import DemoImages
 from grood_edge.demo.network import DigitNetwork
@@ -305,8 +308,18 @@ def test_calibration_images_of_classes_without_prototype_are_pointed_out(
     assert "calibration images look like classes that have no images in --data (1, 2, 4, 5, 6)" in result.output
 
 
-def test_version_and_help() -> None:
-    assert run("--version").stdout.startswith("grood-edge 0.")
+def test_shells_complete_commands() -> None:
+    asked = {"_GROOD_EDGE_COMPLETE": "complete_bash", "COMP_WORDS": "grood-edge ver", "COMP_CWORD": "1"}
+    result = CliRunner().invoke(app, [], env=asked, prog_name="grood-edge")
+    assert result.stdout.split() == ["verify"]
+
+
+def test_version_says_what_is_installed_and_help() -> None:
+    version = run("--version").stdout.splitlines()
+    assert version[0].startswith(f"grood-edge {__version__}")
+    assert f"Python {platform.python_version()}" in version[1]
+    assert f"cpu: onnxruntime {onnxruntime.__version__}" in version
+    assert not any(line.startswith(("gpu:", "dev:")) for line in version)
     help_text = run("--help").output
     for command in ("export", "calibrate", "score", "evaluate", "inspect", "verify", "demo"):
         assert command in help_text

