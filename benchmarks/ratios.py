@@ -2,7 +2,7 @@
 
 Two sides are called in turn, the order changing, so that a machine that slows down slows both. A ratio is the median
 over rounds of the ratio of medians; a round opens whatever it measures anew, because where memory happens to lie can
-make one of two equal sessions faster. The interval (95 %) is from a bootstrap that draws rounds, and turns within them.
+make one of two equal sessions faster. The interval (95 %) is that of `grood_edge.bench.statistics`, over these rounds.
 """
 
 import argparse
@@ -19,8 +19,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from grood_edge.bench import statistics
+
 Times = NDArray[np.float64]  # [turns, sides]: seconds, or another quantity of which less is better
-DRAWS = 1000
 WARM_UP, LEAST = 5, 20
 
 
@@ -58,26 +59,17 @@ class Ratio:
 
 def ratio_of(rounds: Sequence[Times], over: int, under: int) -> Ratio:
     """Return side `over` in units of side `under`."""
-    rng = np.random.default_rng(0)
-    drawn = []
-    for _ in range(DRAWS):
-        some = [rounds[i] for i in rng.integers(0, len(rounds), len(rounds))]
-        drawn.append(_point([times[rng.integers(0, len(times), len(times))] for times in some], over, under))
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    medians = np.median(np.concatenate(rounds), axis=0)
+    pairs = [times[:, [under, over]] for times in rounds]
+    interval = statistics.ratio_interval(pairs)
+    medians = np.median(np.concatenate(pairs), axis=0)
     return Ratio(
-        _point(rounds, over, under),
-        float(low),
-        float(high),
-        float(medians[over]),
-        float(medians[under]),
-        sum(len(times) for times in rounds),
+        statistics.ratio_of(pairs),
+        interval.low,
+        interval.high,
+        float(medians[1]),
+        float(medians[0]),
+        sum(len(times) for times in pairs),
     )
-
-
-def _point(rounds: Sequence[Times], over: int, under: int) -> float:
-    medians = np.array([np.median(times, axis=0) for times in rounds])
-    return float(np.median(medians[:, over] / medians[:, under]))
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,6 @@ process of its own, because the peak of a process never falls.
 
 import argparse
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
@@ -19,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from ratios import machine
 
 from grood_edge.export.bank import HeadPlan, fit_head
 from grood_edge.export.features import BATCH, DEFAULT_ROWS
@@ -72,22 +71,10 @@ def run(images: int, dimension: int, max_rows: int = DEFAULT_ROWS) -> dict[str, 
         "rows_kept": len(table.labels),
         "rows_of_a_class": [int(np.bincount(table.labels).min()), int(np.bincount(table.labels).max())],
         "bank_rows": len(head.bank),
-        "seconds_gathering": round(gathered - start, 1),
-        "seconds_fitting": round(time.perf_counter() - gathered, 1),
+        "seconds_gathering": round(gathered - start, 2),
+        "seconds_fitting": round(time.perf_counter() - gathered, 2),
         "peak_mb_imports": round(before),
         "peak_mb": round(peak_megabytes()),
-    }
-
-
-def machine() -> dict[str, object]:
-    """Describe the machine that the figures are of."""
-    names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "threads": os.environ.get("OMP_NUM_THREADS", "default"),
     }
 
 
@@ -113,10 +100,6 @@ def main() -> None:
     print(json.dumps(result, indent=2))
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
 if __name__ == "__main__":
