@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from grood_edge.contract import Contract
-from grood_edge.errors import FrameError
+from grood_edge.errors import FrameError, UsageError
 from grood_edge.runtime.capture.health import HealthMemory, HealthRules, check_frame, describe
 from grood_edge.runtime.capture.mailbox import Capture
 from grood_edge.runtime.capture.sources import CapturedFrame, Clock, Source
@@ -48,6 +48,8 @@ def stream_rules(
         UsageError: a decision that cannot be read, or a `max_age` that is not above 0.
         CalibrationError: calibration scores or episodes cannot carry the decision.
     """
+    if not max_age > 0:
+        raise UsageError(f"--max-age {max_age:g}; expected seconds above 0")
     camera, rate = contract.preprocessing.camera, fps or source.fps
     shape = None if camera is None else (camera.height, camera.width)
     return StreamRules(

@@ -25,22 +25,30 @@ _SHOWN = 12  # changes of state in the table; the log has all
 def status_line() -> Iterator[Callable[[StreamVerdict], None]]:
     """Hand out a function that shows a stream's newest verdict in one line, and each change of state in one of its own.
 
-    Where nobody looks there are only the changes.
+    Times are seconds since the first frame. Where nobody looks there are only the changes.
     """
     with Live(console=ERR, auto_refresh=False, transient=True) if ERR.is_terminal else nullcontext() as live:
         shown = -1.0
+        start: float | None = None
         told: Drift | None = None
 
         def report(found: StreamVerdict) -> None:
-            nonlocal shown, told
+            nonlocal shown, start, told
+            start = found.time if start is None else start
             if found.changed:
-                tell(f"{found.time:10.2f} s  {found.state.name:<8} {found.state.reason}", _STYLES[found.state.name])
+                tell(
+                    f"{found.time - start:10.2f} s  {found.state.name:<8} {found.state.reason}",
+                    _STYLES[found.state.name],
+                )
             if found.drift is not None and found.drift != told:
                 told = found.drift
                 if told.drifted:
                     kept = "" if told.measured else "; the level is not kept without episodes"
                     figure = f"distance {told.statistic:.2f}, p {told.p_value:.1g}{kept}"
-                    tell(f"{told.time:10.2f} s  DRIFT    scores no longer look like calibration: {figure}", "yellow")
+                    tell(
+                        f"{told.time - start:10.2f} s  DRIFT    scores no longer look like calibration: {figure}",
+                        "yellow",
+                    )
             now = time.monotonic()
             if live is not None and now - shown >= _SECONDS_A_LINE:
                 live.update(Text(plain_text(_line(found)), _STYLES[found.state.name], no_wrap=True), refresh=True)
@@ -74,7 +82,7 @@ def watch_tables(summary: WatchSummary) -> list[Table]:
     ]
     tables = [key_values("what was seen", rows)]
     if summary.transitions:
-        changes = Table("time", "frame", "from", "to", "why", title=f"{summary.changes:,} changes of state")
+        changes = Table("time", "frame", "from", "to", "why", title=f"changes of state: {summary.changes:,}")
         for change in summary.transitions[:_SHOWN]:
             why = plain_text(change.reason)
             changes.add_row(f"{change.time:.2f} s", str(change.frame), change.before, change.after, why)

@@ -19,7 +19,7 @@ _EDGES = np.geomspace(1e-5, 100.0, 331)
 
 @dataclass(frozen=True)
 class Transition:
-    """A change of state: when (`StreamVerdict.time`), at which frame, from what to what, and why."""
+    """A change of state: seconds since the first frame, at which frame, from what to what, and why."""
 
     time: float
     frame: int
@@ -62,6 +62,7 @@ class Tally:
     drifted: int = 0
     _ages: np.ndarray = field(default_factory=lambda: np.zeros(_EDGES.size + 1, np.int64))
     _latencies: np.ndarray = field(default_factory=lambda: np.zeros(_EDGES.size + 1, np.int64))
+    _start: float = 0.0  # the clock of the decision at the first frame
     _last: StreamVerdict | None = None
 
     def add(self, found: StreamVerdict) -> None:
@@ -73,13 +74,15 @@ class Tally:
         if found.verdict is not None:
             self._latencies[np.searchsorted(_EDGES, found.latency)] += 1
         before = "UNSURE" if self._last is None else self._last.state.name
-        if self._last is not None:
+        if self._last is None:
+            self._start = found.time
+        else:
             self.states[before] = self.states.get(before, 0.0) + found.time - self._last.time
         if found.changed:
             self.changes += 1
             if len(self.transitions) < MAX_TRANSITIONS:
                 index, state = found.frame.index, found.state
-                self.transitions.append(Transition(found.time, index, before, state.name, state.reason))
+                self.transitions.append(Transition(found.time - self._start, index, before, state.name, state.reason))
         drift, old = found.drift, None if self._last is None else self._last.drift
         self.drifted += drift is not None and drift is not old and drift.drifted
         self._last = found

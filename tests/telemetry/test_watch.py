@@ -189,6 +189,8 @@ def test_signals_end_it_with_readable_files(number: int, code: int, word: str, t
     assert process.returncode == code, err
     summary, rows = json.loads(out), rows_of(log)
     assert summary["ended"] == word
+    assert all(0 <= change["time"] < 60 for change in summary["transitions"])  # since the start
+    assert summary["transitions"]
     assert 10 < len(rows) < 250
     assert len(rows) - 1 <= summary["frames"] <= len(rows) + 1
     assert sum(1 for _ in frames_of(recording)) >= 10
@@ -210,6 +212,7 @@ def test_signals_end_it_with_readable_files(number: int, code: int, word: str, t
     (["{video}", "--log", "log.txt"], 2, ".jsonl"),
     (["{video}", "--alpha", "0.0001"], 1, "alpha"),
     (["{video}", "--fps", "-1"], 2, "fps is -1"),
+    (["{video}", "--max-age", "-1"], 2, "--max-age -1; expected seconds above 0"),
 ])  # fmt: skip
 def test_wrong_use_gets_a_sentence(
     arguments: list[str], code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
