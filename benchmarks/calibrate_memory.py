@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper, save
 from photos import NAMES, write_photos
-from scale import machine, peak_megabytes
+from ratios import machine
+from scale import peak_megabytes
 
 from grood_edge.artifact import read_artifact
 from grood_edge.camera_part import prepared_model
