@@ -26,7 +26,7 @@ from scale import peak_megabytes
 from grood_edge.artifact import read_artifact
 from grood_edge.camera_part import prepared_model
 from grood_edge.export import ExportOptions, export_model
-from grood_edge.export.features import BATCH
+from grood_edge.export.batches import BATCH
 from grood_edge.export.recalibrate import RecalibrateOptions, recalibrate
 from grood_edge.ort import open_ort
 from grood_edge.threads import limited_threads

@@ -20,7 +20,8 @@ import numpy as np
 from ratios import machine
 
 from grood_edge.export.bank import HeadPlan, fit_head
-from grood_edge.export.features import BATCH, DEFAULT_ROWS
+from grood_edge.export.batches import BATCH
+from grood_edge.export.features import DEFAULT_ROWS
 from grood_edge.export.ood_prototype import plain_source
 from grood_edge.export.reservoir import Rows
 from grood_edge.export.table import Gatherer

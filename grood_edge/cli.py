@@ -20,14 +20,16 @@ from grood_edge.cli_options import (
     AllowUnreadable,
     Alpha,
     Backend,
+    Engine,
     Force,
     Json,
     Provider,
+    RayAddress,
     Threads,
     Trust,
 )
 from grood_edge.cli_watch import watch_command
-from grood_edge.errors import GroodEdgeError, Terminated
+from grood_edge.errors import GroodEdgeError, Terminated, UsageError
 
 __all__ = ["app", "main"]
 
@@ -73,6 +75,8 @@ def score_command(
     provider: Provider = None,
     trusted: Trust = None,
     threads: Threads = None,
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
     force: Force = False,
     allow_unreadable: AllowUnreadable = False,
     as_json: Json = False,
@@ -80,12 +84,17 @@ def score_command(
     """Score images: one row an image, and a summary."""
     from contextlib import nullcontext
 
+    from grood_edge.ray_engine import opened_engine, require_engine
     from grood_edge.runtime.score import ScoreRow, require_readable, row_writer, score_images
     from grood_edge.runtime.session import open_session
+    from grood_edge.runtime.shards import score_with_workers, workers_for
     from grood_edge.tables import score_document, score_tables
     from grood_edge.terminal import print_json, progress_bars, show, tell, tell_notes
     from grood_edge.threads import limited_threads
 
+    require_engine(engine, ray_address)
+    if engine == "ray" and (backend != "onnxruntime" or provider not in (None, "cpu")):
+        raise UsageError("--engine ray runs onnxruntime on CPUs; leave out --backend and --provider, or --engine ray")
     shown: list[ScoreRow] = []
     writer = nullcontext(_keep(shown, None if as_json else 20)) if out is None else row_writer(out, force)
     with (
@@ -102,8 +111,12 @@ def score_command(
         ) as session,
     ):
         tell_notes(session.fallbacks)
-        with writer as write:
-            summary = score_images(session, sources, write, batch_size, progress, explain)
+        with writer as write, opened_engine(engine, ray_address) as cluster:
+            if cluster is None:
+                summary = score_images(session, sources, write, batch_size, progress, explain)
+            else:
+                workers = workers_for(cluster, model, session)
+                summary = score_with_workers(workers, sources, write, batch_size, progress, explain)
         tell_notes((), summary.unreadable)
         if as_json:
             print_json(score_document(summary, session, shown, out))

@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from grood_edge.cli_export import print_written
-from grood_edge.cli_options import AllowUnreadable, Alpha, Force, Json, Labels, PerClassOrNone, RuleOrNone, Threads
+from grood_edge.cli_options import (
+    AllowUnreadable,
+    Alpha,
+    Engine,
+    Force,
+    Json,
+    Labels,
+    PerClassOrNone,
+    RayAddress,
+    RuleOrNone,
+    Threads,
+)
 from grood_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,6 +49,8 @@ def calibrate_command(
     rule: RuleOrNone = None,
     per_class: PerClassOrNone = None,
     labels: Labels = "folder",
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
     threads: Threads = None,
     force: Force = False,
@@ -60,6 +73,8 @@ def calibrate_command(
             "--per-class": per_class is not None,
             "--labels": labels != "folder",
             "--seed": seed != 0,
+            "--engine": engine != "local",
+            "--ray-address": ray_address is not None,
         }
         if surplus := [option for option, given in of_images.items() if given]:
             raise UsageError(
@@ -82,6 +97,8 @@ def calibrate_command(
         seed=seed,
         force=force,
         allow_unreadable=allow_unreadable,
+        engine=engine,
+        ray_address=ray_address,
     )
     with limited_threads(threads), progress_bars() as progress:
         report = recalibrate(model, data, out, options, progress)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from grood_edge.cli_options import AllowUnreadable, Alpha, Force, Json, Provider, Threads
+from grood_edge.cli_options import AllowUnreadable, Alpha, Engine, Force, Json, Provider, RayAddress, Threads
 
 __all__ = ["evaluate_command"]
 
@@ -23,6 +23,8 @@ def evaluate_command(
     alpha: Alpha = None,
     provider: Provider = None,
     threads: Threads = None,
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
     force: Force = False,
     allow_unreadable: AllowUnreadable = False,
     as_json: Json = False,
@@ -37,7 +39,9 @@ def evaluate_command(
     from grood_edge.terminal import print_json, progress_bars, show, tell, tell_notes
     from grood_edge.threads import limited_threads
 
-    options = EvaluateOptions(model, id_, parse_ood(ood or ()), corrupt, baselines, fit, allow_unreadable)
+    options = EvaluateOptions(
+        model, id_, parse_ood(ood or ()), corrupt, baselines, fit, allow_unreadable, engine, ray_address
+    )
     check_report(report, force)
     with (
         limited_threads(threads),

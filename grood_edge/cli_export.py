@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
-from grood_edge.cli_options import AllowUnreadable, Force, Json, Labels, PerClass, Rule, Threads
+from grood_edge.cli_options import AllowUnreadable, Engine, Force, Json, Labels, PerClass, RayAddress, Rule, Threads
 from grood_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -104,6 +104,8 @@ def export_command(
     spool: Annotated[
         Path | None, typer.Option(help="Folder for what was read so far; after Ctrl-C the same command goes on.")
     ] = None,
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
     threads: Threads = None,
     force: Force = False,
@@ -153,6 +155,8 @@ def export_command(
         force=force,
         allow_unreadable=allow_unreadable,
         spool=spool,
+        engine=engine,
+        ray_address=ray_address,
     )
     with limited_threads(threads), progress_bars() as progress:
         try:

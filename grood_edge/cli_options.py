@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 import typer
 
 __all__ = [
-    "AllowUnreadable", "Alpha", "Backend", "Force", "Json", "Labels", "PerClass", "Provider", "Rule", "Threads",
-    "Trust",
+    "AllowUnreadable", "Alpha", "Backend", "Engine", "Force", "Json", "Labels", "PerClass", "Provider", "RayAddress",
+    "Rule", "Threads", "Trust",
 ]  # fmt: skip
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
@@ -42,3 +42,11 @@ Threads = Annotated[
     int | None, typer.Option(help="CPU threads of onnxruntime, and of decoding images. [default: one a core]")
 ]
 AllowUnreadable = Annotated[bool, typer.Option("--allow-unreadable", help="Go on with over 1 % unreadable images.")]
+Engine = Annotated[
+    Literal["local", "ray"],
+    typer.Option(help="'ray' spreads decoding and the network over a Ray cluster, to the same result."),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(help="Of a running cluster: host:port or auto. [default: Ray on this machine, for this command]"),
+]

@@ -183,6 +183,14 @@ def rerun(demo: Path) -> None:
     assert Path("out.rrd").read_bytes()[:3] == b"RRF"
 
 
+def ray(demo: Path) -> None:
+    """A cluster on this machine gives the very rows of the local engine."""
+    for engine in ("local", "ray"):
+        images = demo / "images" / "near"
+        run("score", demo / "model.onnx", images, "--out", f"{engine}.jsonl", "--engine", engine)
+    assert Path("ray.jsonl").read_bytes() == Path("local.jsonl").read_bytes()
+
+
 def demo(demo: Path) -> None:
     """Train, export, verify, score. What it writes is what the other extras are tried on."""
     run("demo", "--out", demo, "--force")
@@ -213,7 +221,7 @@ def _images(folder: Path) -> int:
 SMOKE: dict[str, Callable[[Path], None]] = {
     "none": lambda _: None, "cpu": cpu, "gpu": gpu, "export": export, "torch": torch, "torchvision": torchvision,
     "timm": timm, "parquet": parquet, "cuda": cuda, "rtx": rtx, "video": video, "bag": bag, "metrics": metrics,
-    "rerun": rerun, "demo": demo,
+    "ray": ray, "rerun": rerun, "demo": demo,
 }  # fmt: skip
 
 

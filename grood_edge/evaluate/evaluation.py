@@ -20,7 +20,9 @@ from grood_edge.evaluate.results import BaselineResult, ClassResult, Evaluation,
 from grood_edge.evaluate.sets import FolderSet, id_set, ood_set, overlaps, require_every_class
 from grood_edge.images import UnreadableImageError, load_image
 from grood_edge.progress import Progress, silent
+from grood_edge.ray_engine import Engine, opened_engine, require_engine
 from grood_edge.runtime.session import Session
+from grood_edge.runtime.shards import workers_for
 
 __all__ = ["EvaluateOptions", "evaluate"]
 
@@ -30,7 +32,10 @@ FEW = 100  # images below which an interval is too wide to decide on
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """What to compare. `ood`: (name, folder). `fit`: the images that export got, for the baselines that need them."""
+    """What to compare. `ood`: (name, folder). `fit`: the images that export got, for the baselines that need them.
+
+    engine: `ray` spreads the passes over the sets on a cluster, that of `ray_address` or one on this machine.
+    """
 
     model: Path
     id_folder: Path
@@ -39,28 +44,33 @@ class EvaluateOptions:
     baselines: bool = False
     fit: str | None = None
     allow_unreadable: bool = False
+    engine: Engine = "local"
+    ray_address: str | None = None
 
 
 def evaluate(session: Session, options: EvaluateOptions, progress: Progress = silent) -> Evaluation:
     """Score every set once and compute everything that the report shows.
 
     Raises:
-        UsageError: `fit` without `baselines`.
+        UsageError: `fit` without `baselines`; a Ray address without `engine="ray"`, or a session on another backend.
         DatasetError: folders that are missing, too small, unreadable or no classes, or scores that are all equal.
-        MissingExtraError: baselines without onnx.
-        BackendError: the device failed.
+        MissingExtraError: baselines without onnx, `engine="ray"` without Ray.
+        BackendError: the device or the cluster failed.
     """
     if options.fit is not None and not options.baselines:
         raise UsageError("--fit is for the baselines alone; add --baselines, or leave it out")
+    require_engine(options.engine, options.ray_address)
     classes = session.contract.classes
     known, warnings = id_set(options.id_folder, classes)
     require_every_class(known, classes, session.contract.fit.classes_without_prototype)
     others = [ood_set(name, folder) for name, folder in options.ood]
     warnings += overlaps([known, *others], progress)
     baselines, more = _baselines(session, options, known, progress) if options.baselines else (None, ())
-    scored_id, *scored_ood = (
-        score_set(one, session, baselines, options.allow_unreadable, progress) for one in (known, *others)
-    )
+    with opened_engine(options.engine, options.ray_address) as cluster:
+        workers = None if cluster is None else workers_for(cluster, options.model, session)
+        scored_id, *scored_ood = [
+            score_set(one, session, baselines, options.allow_unreadable, progress, workers) for one in (known, *others)
+        ]
     _require_spread([scored_id, *scored_ood])
     shifted = score_corrupted(scored_id, session, progress=progress) if options.corrupt else ()
     ood = tuple(_ood_result(scored_id, one) for one in scored_ood)

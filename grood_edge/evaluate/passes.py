@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from grood_edge.arrays import Features, Flags, InputFrame, Labels, Logits, Scores
-from grood_edge.decoding import decoded
 from grood_edge.errors import DatasetError
 from grood_edge.evaluate.sets import LEAST_IMAGES, FolderSet
-from grood_edge.frame_hashes import digest_of, frame_hash
-from grood_edge.images import UNREADABLE_LIMIT, UnreadableImageError, load_image, name_some
+from grood_edge.frame_hashes import digest_of
+from grood_edge.images import UNREADABLE_LIMIT, name_some
 from grood_edge.outputs import Outputs
 from grood_edge.progress import Progress, silent
 from grood_edge.runtime.session import Session
+from grood_edge.runtime.shards import Workers, infer_here
 
 __all__ = ["Recorder", "Rows", "ScoredSet", "batched", "score_set"]
 
@@ -68,7 +68,10 @@ class Recorder:
 
     def add(self, frames: list[InputFrame]) -> None:
         """Run frames as `session.prepare` returns them."""
-        outputs = self.session.infer_prepared(np.stack(frames))
+        self.take(self.session.infer_prepared(np.stack(frames)))
+
+    def take(self, outputs: Outputs) -> None:
+        """Record what the session, or a copy of it, gave for a batch."""
         verdicts = self.session.verdicts(outputs)
         self._parts.append(
             Rows(
@@ -110,30 +113,24 @@ def score_set(
     others: OtherScores | None = None,
     allow_unreadable: bool = False,
     progress: Progress = silent,
+    workers: Workers | None = None,
 ) -> ScoredSet:
-    """Score every image of a set.
+    """Score every image of a set, here or with `workers`.
 
     Raises:
         DatasetError: more than 1 % of the images are unreadable, or fewer than two are readable.
-        BackendError: the device failed.
+        BackendError: the device or the workers failed.
     """
     unreadable: list[tuple[str, str]] = []
     kept: list[int] = []
     hashes = array("Q")
     recorder = Recorder(session, others)
-
-    def frames() -> Iterator[InputFrame]:
-        every = decoded(images.paths, lambda path: session.prepare(load_image(path)))
-        for index, (path, frame) in enumerate(every):
-            if isinstance(frame, UnreadableImageError):
-                unreadable.append((str(path), str(frame)))
-                continue
-            hashes.append(frame_hash(frame))
-            kept.append(index)
-            yield frame
-
-    for batch in batched(frames()):
-        recorder.add(batch)
+    for part in infer_here(images.paths, session) if workers is None else workers.infer(images.paths):
+        if part.outputs is not None:
+            recorder.take(part.outputs)
+        kept += part.read
+        hashes.extend(part.hashes)
+        unreadable += ((str(images.paths[index]), reason) for index, reason in part.unreadable)
         progress(f"scoring {images.name}", len(kept) + len(unreadable), len(images.paths))
     _require_readable(images, len(kept), unreadable, allow_unreadable)
     return ScoredSet(

@@ -26,6 +26,7 @@ from grood_edge.images import UnreadableImageError, find_images, load_image, ope
 __all__ = [
     "Dataset",
     "LabelSource",
+    "Listing",
     "Restart",
     "Sample",
     "Work",
@@ -92,11 +93,22 @@ class Restart:
 
 
 @dataclass(frozen=True)
+class Listing:
+    """Image files by name below `folder`, with labels (None: unlabelled); `order` int64 `[n]` is how they are read."""
+
+    folder: Path
+    names: list[str]
+    labels: list[int | None]
+    order: np.ndarray
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Images that can be streamed. `count` is None when only a pass tells; `classes` None when nothing names them.
 
     `samples(on_unreadable, work=...)` iterates over the samples; an image that cannot be decoded is reported by
-    `on_unreadable(name, reason)` and left out. `restart` is None for streams that only begin at their beginning.
+    `on_unreadable(name, reason)` and left out. `restart` is None for streams that only begin at their beginning;
+    `files` is None where images are no files of their own.
     """
 
     name: str
@@ -104,6 +116,7 @@ class Dataset:
     count: int | None
     samples: Samples
     restart: Restart | None = None
+    files: Listing | None = None
 
 
 def restart_of(dataset: Dataset) -> Restart:
@@ -225,7 +238,8 @@ def _dataset_from_files(
             digest.update(json.dumps([names[index], *_size_and_time(folder / names[index]), labels[index]]).encode())
         return digest.hexdigest()
 
-    return Dataset(str(folder), classes, len(names), samples, Restart(identity, samples))
+    files = Listing(folder, names, labels, order)
+    return Dataset(str(folder), classes, len(names), samples, Restart(identity, samples), files)
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:

@@ -6,22 +6,23 @@ frames. With a spool (see `spool`) a pass that was interrupted goes on where it 
 
 import contextlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Literal
 
 import numpy as np
 
-from grood_edge.arrays import Flags, Frames, InputFrame, Labels
-from grood_edge.camera_part import prepared_frame
-from grood_edge.errors import ClassifierError, DatasetError
+from grood_edge.arrays import Flags, Frames, Labels
+from grood_edge.errors import DatasetError
+from grood_edge.export.batches import BATCH, Network, batches_of, frame_hashes
 from grood_edge.export.dataset import Dataset, Sample, Work, restart_of
 from grood_edge.export.kept_frames import KEPT_BYTES, KEPT_FRAMES, CheckSamples, KeptFrames
 from grood_edge.export.reservoir import Rows
+from grood_edge.export.shards import Workers, batches_of_workers, require_listing
 from grood_edge.export.spool import BatchShape, Spool, SpooledBatch, SpoolPlan, opened_spool
 from grood_edge.export.table import FeatureTable, Gatherer, merged, rows_of
-from grood_edge.frame_hashes import digest_of, frame_hash
+from grood_edge.frame_hashes import digest_of
 from grood_edge.images import UNREADABLE_LIMIT, name_some
 from grood_edge.ort import OrtModel
 from grood_edge.preprocessing import Preprocessing
@@ -38,7 +39,6 @@ __all__ = [
     "rows_of",
 ]
 
-BATCH = 32
 DEFAULT_ROWS = 20_000  # feature rows kept of a pass; sums and counts always cover every image
 MAX_ROWS = 100_000  # the most that may be asked for
 HELD_OUT_EVERY = 5  # in a split, every fifth image of a class calibrates
@@ -75,7 +75,8 @@ class Reading:
     max_rows: rows kept, of fit images and of held-out ones each. stratified: fit rows cover the classes as evenly as
     they can; False keeps a uniform sample, which calibration needs (held-out rows always are one). spool: None keeps
     nothing on disk. camera: the open camera part of the graph, through which frames of the camera go. keep_frames: for
-    diagnosis and a second run of the network; False keeps what verification needs alone, for a device.
+    diagnosis and a second run of the network; False keeps what verification needs alone, for a device. workers: None
+    decodes and runs here.
     """
 
     preprocessing: Preprocessing
@@ -89,6 +90,7 @@ class Reading:
     spool: SpoolPlan | None = None
     camera: OrtModel | None = None
     keep_frames: bool = True
+    workers: Workers | None = None
 
     def for_calibration(self) -> "Reading":
         """Return how separate calibration images are read: a uniform sample, nothing held out, a spool of its own."""
@@ -105,13 +107,15 @@ def collect_features(dataset: Dataset, model: OrtModel, reading: Reading, progre
     Raises:
         DatasetError: no images, labels out of range, or more than 1 % unreadable.
         ClassifierError: features or logits that are not finite.
-        UsageError: a spool for a data set that cannot be read from the middle, or in a folder that holds other files.
+        UsageError: a spool for a data set that cannot be read from the middle, or in a folder that holds other files;
+            workers for a data set without files.
         OutputError: a spool that cannot be written.
+        BackendError: the device or the workers failed.
     """
     found = _Pass(reading)
-    batch = model.batch(BATCH)
+    network = Network(model, reading.preprocessing, reading.class_count, reading.space, reading.camera)
     label = f"reading {dataset.name}"
-    with _spool_of(dataset, reading, batch) as spool:
+    with _spool_of(dataset, reading, model.batch(BATCH)) as spool:
         if spool is not None:
             if spool.replaced:
                 found.notes.append(_replaced(reading))
@@ -120,12 +124,10 @@ def collect_features(dataset: Dataset, model: OrtModel, reading: Reading, progre
                 found.restore(stored, spool)
                 progress(label, found.images, dataset.count)
         reported = len(found.unreadable)
-        samples = _samples(dataset, found, _preparing(reading, found.check))
-        for group, frames in _batches(samples, reading, batch, found.check):
-            rows, hashes = _run(model, group, frames, reading)
-            kept = frames[found.take(rows, hashes)]
+        for rows, hashes, frames_at in _batches(dataset, network, reading.workers, found):
+            kept = frames_at(found.take(rows, hashes))
             found.keep(kept)
-            if spool is not None and len(group) == batch:
+            if spool is not None:
                 spool.append(SpooledBatch(rows, hashes, kept, tuple(found.unreadable[reported:])))
                 reported = len(found.unreadable)
             progress(label, found.images, dataset.count)
@@ -166,7 +168,7 @@ class _Pass:
     def restore(self, stored: SpooledBatch, spool: Spool) -> None:
         """Gather a batch of an earlier run."""
         wanted = self.take(stored.rows, stored.hashes)
-        if len(wanted) != len(stored.frames) or (_hashes(stored.frames) != stored.hashes[wanted]).any():
+        if len(wanted) != len(stored.frames) or (frame_hashes(stored.frames) != stored.hashes[wanted]).any():
             spool.refuse()
         self.keep(stored.frames)
         self.unreadable += stored.unreadable
@@ -225,20 +227,36 @@ def _replaced(reading: Reading) -> str:
     return f"{reading.spool.path} was of other images, options or versions; all images are read from the beginning"
 
 
-def _samples(dataset: Dataset, found: _Pass, work: Work) -> Iterator[Sample]:
-    """Go on after what the spool gave; the raw frames for the checks, which it has not, are decoded again."""
-    if not found.images:
-        return dataset.samples(lambda name, reason: found.unreadable.append((name, reason)), work)
-    restart = restart_of(dataset)
-    for sample in islice(restart.samples(lambda *_: None), found.images):
-        found.check.offer(sample)
-        if found.check.full:
-            break
-    start = found.images + len(found.unreadable)
-    return restart.samples(lambda name, reason: found.unreadable.append((name, reason)), work, start)
+def _batches(
+    dataset: Dataset, network: Network, workers: Workers | None, found: _Pass
+) -> Iterator[tuple[Rows, np.ndarray, Callable[[np.ndarray], Frames]]]:
+    """Run the images that the spool did not give: rows, hashes of the frames uint64 `[n]`, and what gives some frames.
+
+    The raw frames for the checks are in no spool and come from no worker; they are decoded here.
+    """
+    taken = found.images
+    start = taken + len(found.unreadable)
+    if start or workers is not None:
+        _offer_first(dataset, found, dataset.count if workers is not None else taken)
+    if workers is not None:
+        yield from batches_of_workers(workers, require_listing(dataset), network, start, found.unreadable.extend)
+        return
+    samples = _samples(dataset, found, _preparing(network, found.check), start)
+    for group, frames in batches_of(samples, network, lambda: taken + len(found.unreadable)):
+        yield *network.run(group, frames), frames.__getitem__
 
 
-def _preparing(reading: Reading, check: CheckSamples) -> Work:
+def _samples(dataset: Dataset, found: _Pass, work: Work, start: int) -> Iterator[Sample]:
+    def on_unreadable(name: str, reason: str) -> None:
+        found.unreadable.append((name, reason))
+
+    samples = restart_of(dataset).samples(on_unreadable, work, start) if start else dataset.samples(on_unreadable, work)
+    for sample in samples:
+        found.check.offer(replace(sample, prepared=None))
+        yield sample
+
+
+def _preparing(network: Network, check: CheckSamples) -> Work:
     """Resize as soon as a frame is decoded, and drop the raw one once no check wants it.
 
     A batch of camera frames would be a hundred times larger. Whether `check` is full is asked before the samples ahead
@@ -246,56 +264,17 @@ def _preparing(reading: Reading, check: CheckSamples) -> Work:
     """
 
     def work(sample: Sample) -> Sample:
-        prepared = prepared_frame(sample.frame, reading.preprocessing, reading.camera)
-        return replace(sample, frame=prepared if check.full else sample.frame, prepared=prepared)
+        prepared = network.prepared(sample)
+        return prepared if check.full else replace(prepared, frame=sample.frame)
 
     return work
 
 
-def _run(model: OrtModel, group: list[Sample], frames: Frames, reading: Reading) -> tuple[Rows, np.ndarray]:
-    """Return the rows of a batch, and the hashes of its frames uint64 `[n]`."""
-    outputs = model.run({"image": frames}, ["features", "logits"])
-    _require_finite(outputs["features"], outputs["logits"], group)
-    predictions = outputs["logits"].argmax(axis=1).astype(np.int64)
-    given = [p if s.label is None else s.label for s, p in zip(group, predictions, strict=True)]
-    rows = Rows(outputs[reading.space], np.array(given, np.int64), predictions, tuple(s.name for s in group))
-    return rows, _hashes(frames)
-
-
-def _hashes(frames: Frames) -> np.ndarray:
-    return np.array([frame_hash(frame) for frame in frames], np.uint64)
-
-
-def _batches(
-    samples: Iterator[Sample], reading: Reading, size: int, check: CheckSamples
-) -> Iterator[tuple[list[Sample], Frames]]:
-    """Group prepared samples, and offer the raw ones to the checks."""
-    group: list[Sample] = []
-    frames: list[InputFrame] = []
-    for sample in samples:
-        if sample.label is not None and not 0 <= sample.label < reading.class_count:
-            raise DatasetError(
-                f"{sample.name} has label {sample.label}, but the classifier has {reading.class_count} classes"
-            )
-        assert sample.prepared is not None
-        check.offer(replace(sample, prepared=None))
-        frames.append(sample.prepared)
-        group.append(replace(sample, frame=sample.prepared))
-        if len(group) == size:
-            yield group, np.stack(frames)
-            group, frames = [], []
-    if group:
-        yield group, np.stack(frames)
-
-
-def _require_finite(features: np.ndarray, logits: np.ndarray, group: list[Sample]) -> None:
-    good = np.isfinite(features).all(axis=1) & np.isfinite(logits).all(axis=1)
-    if not good.all():
-        names = [sample.name for sample, ok in zip(group, good, strict=True) if not ok]
-        raise ClassifierError(
-            f"the classifier gives NaN or Inf for {len(names)} of {len(group)} images, such as {names[0]}; "
-            "check its weights and the preprocessing (--preprocess, --mean, --std)"
-        )
+def _offer_first(dataset: Dataset, found: _Pass, count: int | None) -> None:
+    for sample in islice(dataset.samples(lambda *_: None), count):
+        found.check.offer(sample)
+        if found.check.full:
+            break
 
 
 def _require_readable(dataset: Dataset, done: int, unreadable: list[tuple[str, str]], allow: bool) -> None:

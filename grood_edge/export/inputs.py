@@ -19,6 +19,7 @@ from grood_edge.export.features import DEFAULT_ROWS, MAX_ROWS, Reading
 from grood_edge.export.fit import BankSize, FitOptions, ScaleOption, Space
 from grood_edge.export.mixup import FEATURES
 from grood_edge.export.ood_prototype import AUTO, source_names
+from grood_edge.export.shards import require_listing
 from grood_edge.export.spool import check_spool_folder
 from grood_edge.images import UnreadableImageError, find_images, load_image
 from grood_edge.ort import OrtModel, open_ort
@@ -31,6 +32,7 @@ from grood_edge.preprocessing import (
 )
 from grood_edge.probes import synthetic_frames
 from grood_edge.progress import Progress
+from grood_edge.ray_engine import Engine, require_engine
 from grood_edge.scoring import BankDtype
 
 __all__ = ["ExportOptions", "Inputs", "fit_options", "open_inputs", "reading_of", "refuse_own_model", "reopened"]
@@ -58,7 +60,8 @@ class ExportOptions:
     keep_float: tensors or nodes that stay float32 in fp16 and int8. max_auroc_drop, max_flips: what a lower precision
     may cost, as shares: AUROC over left-out classes, and other decisions on fit images.
     max_bank_source: feature rows that are kept, spread over the classes, for the bank to be made of. spool: a folder
-    for what has been read; an interrupted export goes on from there, and removes it at the end.
+    for what has been read; an interrupted export goes on from there, and removes it at the end. engine: `ray` spreads
+    the passes over `data` and `calibration_data` on a cluster, that of `ray_address` or one on this machine.
     """
 
     calibration_data: Any = None
@@ -88,6 +91,8 @@ class ExportOptions:
     force: bool = False
     allow_unreadable: bool = False
     spool: Path | None = None
+    engine: Engine = "local"
+    ray_address: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,7 @@ def open_inputs(model: Any, data: Any, options: ExportOptions, progress: Progres
     if options.mixup_layer != FEATURES and not {"mixup", AUTO}.intersection(sources):
         raise UsageError("--mixup-layer has no use without --ood-prototype mixup or auto")
     _check_precision(data, options)
+    require_engine(options.engine, options.ray_address)
     dataset = open_dataset(data, options.labels, options.classes, options.seed)
     if not MIN_ROWS <= options.max_bank_source <= MAX_ROWS:
         expected = f"a number of rows from {MIN_ROWS:,} to {MAX_ROWS:,}"
@@ -123,11 +129,7 @@ def open_inputs(model: Any, data: Any, options: ExportOptions, progress: Progres
             f"{options.max_bank_source:,} (at most {MAX_ROWS:,}); use --bank N or raise --max-bank-source"
         )
     calibration_data = _calibration_dataset(options)
-    if options.spool is not None:
-        for restartable in (dataset, calibration_data):
-            if restartable is not None:
-                restart_of(restartable)
-        check_spool_folder(options.spool)
+    _check_reading([one for one in (dataset, calibration_data) if one is not None], options)
     progress("loading the classifier", 0, None)
     classifier = _classifier(model, options)
     progress("loading the classifier", 1, 1)
@@ -211,6 +213,17 @@ def _check_precision(data: Any, options: ExportOptions) -> None:
             f"--precision {options.precision} reads the images twice, and {type(data).__name__} can be read once; give "
             "a list of batches, a folder or an .npz"
         )
+
+
+def _check_reading(datasets: list[Dataset], options: ExportOptions) -> None:
+    """Refuse data sets that cannot be read as asked."""
+    for dataset in datasets:
+        if options.engine == "ray":
+            require_listing(dataset)
+        if options.spool is not None:
+            restart_of(dataset)
+    if options.spool is not None:
+        check_spool_folder(options.spool)
 
 
 def _calibration_dataset(options: ExportOptions) -> Dataset | None:

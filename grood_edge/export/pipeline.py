@@ -15,7 +15,7 @@ from grood_edge.arrays import Frames, Logits
 from grood_edge.artifact import artifact_bytes
 from grood_edge.conformal import DecisionRule
 from grood_edge.contract import Classifier, Contract
-from grood_edge.export.camera import attach_camera
+from grood_edge.export.camera import attach_camera, camera_model
 from grood_edge.export.classifier import ClassifierGraph
 from grood_edge.export.diagnosis import require_plausible_classes, require_plausible_preprocessing
 from grood_edge.export.fit import Passes, calibrated, coverage_warnings, fit_statistics, read_passes
@@ -42,6 +42,7 @@ from grood_edge.export.ood_prototype import (
 from grood_edge.export.precision import choose_precision
 from grood_edge.export.preflight import preflight
 from grood_edge.export.scale import shuffled_features
+from grood_edge.export.shards import Workers
 from grood_edge.export.spool import SpoolPlan, remove_spools
 from grood_edge.export.verify import (
     HALF_LOGIT_TOLERANCE,
@@ -60,6 +61,7 @@ from grood_edge.preprocessing import Preprocessing
 from grood_edge.probes import left_out, make_probes
 from grood_edge.progress import Progress, silent
 from grood_edge.publishing import check_output, publish
+from grood_edge.ray_engine import opened_engine
 from grood_edge.scoring import Head
 from grood_edge.stored_head import head_from_model
 
@@ -173,7 +175,12 @@ def _read_passes(inputs: Inputs, bare: OrtModel, options: ExportOptions, graph: 
     reading = reading_of(inputs, options, hold_out=inputs.calibration_data is None)
     if options.spool is not None:
         reading = replace(reading, spool=SpoolPlan(options.spool, hashlib.sha256(graph).hexdigest()))
-    passes = read_passes(inputs.dataset, inputs.calibration_data, bare, reading, progress)
+    camera = inputs.preprocessing.camera
+    part = None if camera is None else camera_model(inputs.preprocessing).SerializeToString()
+    with opened_engine(options.engine, options.ray_address) as cluster:
+        if cluster is not None:
+            reading = replace(reading, workers=Workers(cluster, graph, part))
+        passes = read_passes(inputs.dataset, inputs.calibration_data, bare, reading, progress)
     if options.labels == "folder":
         require_plausible_classes(passes.everything().confusion, inputs.classes)
         samples = passes.fit.check_samples

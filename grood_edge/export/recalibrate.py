@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from grood_edge.artifact import Artifact, artifact_bytes, read_artifact
-from grood_edge.camera_part import open_camera, prepared_model
+from grood_edge.camera_part import camera_part, open_camera, prepared_model
 from grood_edge.contract import MAX_SKETCH, Contract, Fit, OodPrototype, Probe, encode_array
 from grood_edge.export.calibration import Promise
 from grood_edge.export.dataset import LabelSource, open_dataset
@@ -18,12 +18,14 @@ from grood_edge.export.features import Reading
 from grood_edge.export.fit import BankSize, FitOptions, Fitted, Passes, calibrated, fit_statistics, read_passes
 from grood_edge.export.ood_prototype import AUTO, OodSource
 from grood_edge.export.selection import MOST_ROWS
+from grood_edge.export.shards import Workers, require_listing
 from grood_edge.export.verify import Verification, reopen, require_equal_scores, run_frames, verification_frames
 from grood_edge.frame_hashes import require_new_frames
 from grood_edge.ort import OrtModel, open_ort
 from grood_edge.probes import decode_png, make_probes
 from grood_edge.progress import Progress, silent
 from grood_edge.publishing import check_output, publish
+from grood_edge.ray_engine import Engine, opened_engine, require_engine
 from grood_edge.scoring import Head, OodHead
 from grood_edge.stored_head import head_from_model, head_tensors, model_with_tensors
 
@@ -37,7 +39,8 @@ class RecalibrateOptions:
     """How to recalibrate. alpha and delta: None keeps the artifact's own (delta 0.05 where it has none).
 
     threshold_only: keep prototypes and bank, replace the calibration scores alone. marginal: alpha on average, without
-    a confidence. per_class: p-values by predicted class. None keeps the artifact's own rule.
+    a confidence. per_class: p-values by predicted class. None keeps the artifact's own rule. engine: `ray` spreads the
+    pass over `data` on a cluster, that of `ray_address` or one on this machine.
     """
 
     threshold_only: bool = False
@@ -49,6 +52,8 @@ class RecalibrateOptions:
     seed: int = 0
     force: bool = False
     allow_unreadable: bool = False
+    engine: Engine = "local"
+    ray_address: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ def recalibrate(
         GroodEdgeError: see `errors`; the artifact is left as it was.
     """
     options = options or RecalibrateOptions()
+    require_engine(options.engine, options.ray_address)
     target = Path(path) if out is None else Path(out)
     artifact = read_artifact(Path(path))
     check_output(target, options.force or out is None)
@@ -91,7 +97,10 @@ def recalibrate(
     dataset = open_dataset(
         data, "predicted" if options.threshold_only else options.labels, before.classes, options.seed
     )
-    model = open_ort(prepared_model(artifact.model, before.preprocessing))
+    if options.engine == "ray":
+        require_listing(dataset)
+    graph = prepared_model(artifact.model, before.preprocessing)
+    model = open_ort(graph)
     refit = not options.threshold_only
     reading = Reading(
         before.preprocessing,
@@ -104,7 +113,11 @@ def recalibrate(
         camera=open_camera(artifact.model, before.preprocessing),
         keep_frames=False,
     )
-    passes = read_passes(dataset, None, model, reading, progress)
+    camera = None if before.preprocessing.camera is None else camera_part(artifact.model)
+    with opened_engine(options.engine, options.ray_address) as cluster:
+        if cluster is not None:
+            reading = replace(reading, workers=Workers(cluster, graph, camera))
+        passes = read_passes(dataset, None, model, reading, progress)
     require_new_frames(before.fit, passes.fit.frame_hashes, "images", "images")
     progress("fitting statistics", 0, None)
     fitted = _fitted(artifact, passes, options.threshold_only, fit_options)

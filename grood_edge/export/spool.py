@@ -3,7 +3,7 @@
 One append-only file a pass: a line with the digest of all that the features depend on, then one record for every whole
 batch with its features, labels, predictions, frame hashes, names, unreadable images and the frames that were kept.
 A batch that was cut off or damaged fails its length or CRC and ends the file; the images from there on are read again.
-Only whole batches are stored, so the network sees the same batches with and without an interruption.
+Batches end at fixed places of the data set, so the network sees the same ones with and without an interruption.
 """
 
 import contextlib
@@ -16,25 +16,24 @@ import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from grood_edge import __version__
 from grood_edge.arrays import Frames
 from grood_edge.errors import DatasetError, OutputError, UsageError
 from grood_edge.export.reservoir import Rows
 from grood_edge.publishing import publish
+from grood_edge.versions import numeric_versions
 
 __all__ = ["BatchShape", "Spool", "SpoolPlan", "SpooledBatch", "check_spool_folder", "opened_spool", "remove_spools"]
 
 MAX_TEXT = 64 << 20  # bytes of names in a record, and
 MAX_DIMENSION = 1 << 20  # features of an image, beyond which a record is taken for damaged
-_MAGIC = b"grood-edge spool 1 "
+_MAGIC = b"grood-edge spool 2 "
 _HEADER = len(_MAGIC) + 64 + 1  # the digest in hex, and a line feed
-_HEAD = struct.Struct("<IIII")  # CRC-32 of what follows it, d, kept frames, bytes of text
+_HEAD = struct.Struct("<IIIII")  # CRC-32 of what follows it, images, d, kept frames, bytes of text
 _ROW = 8 + 8 + 8  # bytes of frame hash, label and prediction
 _NAMES = ("fit", "calibration")
 
@@ -55,7 +54,7 @@ class SpoolPlan:
 
 @dataclass(frozen=True)
 class BatchShape:
-    """Images of a batch, the number of classes, and height, width and channels of a preprocessed frame."""
+    """The most images of a batch, the number of classes, and height, width and channels of a preprocessed frame."""
 
     images: int
     class_count: int
@@ -113,7 +112,7 @@ def opened_spool(path: Path, inputs: Mapping[str, Any], shape: BatchShape) -> It
         UsageError: the file was not written by a spool, or another process uses it.
         OutputError: it cannot be read or written.
     """
-    everything = [dict(inputs), asdict(shape), _versions()]
+    everything = [_MAGIC.decode(), dict(inputs), asdict(shape), numeric_versions()]
     digest = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
     stored = _stored_digest(path)
     if stored != digest:
@@ -160,7 +159,7 @@ class Spool:
         rows = batch.rows
         parts = (batch.hashes, rows.labels, rows.predictions, rows.features, batch.frames)
         body = b"".join([*(np.ascontiguousarray(part).tobytes() for part in parts), text])
-        sizes = (rows.features.shape[1], len(batch.frames), len(text))
+        sizes = (*rows.features.shape, len(batch.frames), len(text))
         try:
             self._file.write(_HEAD.pack(_crc(sizes, body), *sizes) + body)
             self._file.flush()
@@ -175,10 +174,9 @@ class Spool:
         if len(head) < _HEAD.size:
             return None
         crc, *sizes = _HEAD.unpack(head)
-        dimension, kept, text = sizes
-        images = self._shape.images
+        images, dimension, kept, text = sizes
         length = images * (_ROW + 4 * dimension) + kept * math.prod(self._shape.frame) + text
-        if dimension > MAX_DIMENSION or kept > images or text > MAX_TEXT:
+        if not kept <= images <= self._shape.images or images == 0 or dimension > MAX_DIMENSION or text > MAX_TEXT:
             return None
         if length > self._size - self._file.tell() or self._dimension not in (None, dimension):
             return None
@@ -186,10 +184,10 @@ class Spool:
         if len(body) < length or _crc(sizes, body) != crc:
             return None
         self._dimension = dimension
-        return self._parsed(body, dimension, kept)
+        return self._parsed(body, images, dimension, kept)
 
-    def _parsed(self, body: bytes, dimension: int, kept: int) -> SpooledBatch | None:
-        n, place = self._shape.images, 0
+    def _parsed(self, body: bytes, n: int, dimension: int, kept: int) -> SpooledBatch | None:
+        place = 0
 
         def array(dtype: str, *shape: int) -> np.ndarray:
             nonlocal place
@@ -215,7 +213,7 @@ class Spool:
 
 
 def _crc(sizes: Any, body: bytes) -> int:
-    return zlib.crc32(body, zlib.crc32(struct.pack("<III", *sizes)))
+    return zlib.crc32(body, zlib.crc32(struct.pack("<IIII", *sizes)))
 
 
 def _parsed_text(text: bytes, count: int) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]] | None:
@@ -269,12 +267,3 @@ def _lock(file: BinaryIO, path: Path) -> None:
         raise UsageError(f"another export uses the spool {path}; wait for it, or choose another folder") from error
     except OSError:  # a file system without locks
         return
-
-
-def _versions() -> dict[str, str]:
-    """Return the versions of what features depend on: another release may decode, resize or multiply differently."""
-    versions = {"grood-edge": __version__}
-    for name in ("numpy", "pillow", "onnxruntime", "onnxruntime-gpu"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return versions

@@ -20,7 +20,7 @@ from grood_edge.progress import Progress, silent
 from grood_edge.publishing import published
 from grood_edge.runtime.session import Session
 
-__all__ = ["ScoreRow", "ScoreSummary", "require_readable", "row_writer", "score_images"]
+__all__ = ["ScoreRow", "ScoreSummary", "require_readable", "row_writer", "rows_of", "score_images", "summarised"]
 
 _PARQUET_ROWS = 4096
 _ODD_NAMES = "backslashreplace"  # a byte that is no UTF-8 becomes \udcXX: JSON's own way to write what Python has
@@ -86,16 +86,29 @@ def score_images(
     parts = [_open_source(source) for source in sources]
     total = sum(count for count, _ in parts)
     unreadable: list[tuple[str, str]] = []
+    batches = (
+        rows_of(session, names, frames, explain) for names, frames in _batches(parts, session, batch_size, unreadable)
+    )
+    return summarised(batches, unreadable, write, lambda done: progress("scoring", done, total))
+
+
+def summarised(
+    batches: Iterable[Iterable[ScoreRow]],
+    unreadable: list[tuple[str, str]],
+    write: Write,
+    report: Callable[[int], None],
+) -> ScoreSummary:
+    """Hand every row to `write` and count; `unreadable` may grow while `batches` are read."""
     classes: Counter[str] = Counter()
     flagged = invalid = done = 0
-    for names, frames in _batches(parts, session, batch_size, unreadable):
-        for row in _rows(session, names, frames, explain):
+    for rows in batches:
+        for row in rows:
             write(row)
             flagged += row.is_ood
             invalid += not row.valid
             classes[row.class_name] += 1
-        done += len(names)
-        progress("scoring", done + len(unreadable), total)
+            done += 1
+        report(done + len(unreadable))
     return ScoreSummary(done, flagged, invalid, dict(classes.most_common()), tuple(unreadable))
 
 
@@ -144,24 +157,28 @@ def _open_source(source: str | Path) -> Source:
 def _batches(
     parts: list[Source], session: Session, size: int, unreadable: list[tuple[str, str]]
 ) -> Iterator[tuple[list[str], list[InputFrame]]]:
-    """Load and resize at once: a batch of full camera frames would be a hundred times larger."""
+    """Load and resize at once: a batch of full camera frames would be a hundred times larger.
+
+    A batch is what can be read of `size` images that follow each other, so that shards of an archive have the same.
+    """
     names: list[str] = []
     frames: list[InputFrame] = []
     every = (image for _, images in parts for image in images)
-    for (name, _), frame in decoded(every, lambda image: session.prepare(image[1]())):
+    for place, ((name, _), frame) in enumerate(decoded(every, lambda image: session.prepare(image[1]()))):
         if isinstance(frame, UnreadableImageError):
             unreadable.append((name, str(frame)))
-            continue
-        names.append(name)
-        frames.append(frame)
-        if len(frames) == size:
+        else:
+            names.append(name)
+            frames.append(frame)
+        if (place + 1) % size == 0 and frames:
             yield names, frames
             names, frames = [], []
     if frames:
         yield names, frames
 
 
-def _rows(session: Session, names: list[str], frames: list[InputFrame], explain: bool) -> Iterator[ScoreRow]:
+def rows_of(session: Session, names: list[str], frames: list[InputFrame], explain: bool) -> Iterator[ScoreRow]:
+    """Run one batch of prepared frames, and say what the session says about each."""
     outputs = session.infer_prepared(np.stack(frames))
     top_two = np.partition(outputs.logits, -2, axis=1)[:, -2:]
     with np.errstate(invalid="ignore"):

@@ -18,8 +18,8 @@ from grood_edge.camera_part import CAMERA, PREPARED, open_camera, prepared_frame
 from grood_edge.cli import app
 from grood_edge.errors import UsageError
 from grood_edge.export import pipeline as pipeline_module
+from grood_edge.export.batches import frame_hashes
 from grood_edge.export.camera import attach_camera, camera_model
-from grood_edge.export.features import _hashes
 from grood_edge.export.preflight import preflight
 from grood_edge.images import find_images, load_image
 from grood_edge.ort import open_ort
@@ -219,7 +219,7 @@ def test_export_with_a_camera(colour_onnx: Path, colour_images: Path, tmp_path: 
     images = [load_image(file) for file in find_images(colour_images / "train")]
     prepared = np.stack([prepared_frame(image, p, part) for image in images])
     assert (prepared != np.stack([preprocess_frame(image, p) for image in images])).any()
-    assert set(artifact.contract.fit.sketch_hashes()) == set(_hashes(prepared))  # they went through the graph
+    assert set(artifact.contract.fit.sketch_hashes()) == set(frame_hashes(prepared))  # they went through the graph
     with open_session(out, color="rgb") as session:
         frame = images[1]
         assert frame.shape == (45, 80, 3)

@@ -14,8 +14,8 @@ from PIL import Image
 
 from grood_edge.demo.images import DemoImages
 from grood_edge.errors import ClassifierError, DatasetError
-from grood_edge.export import features as features_module
 from grood_edge.export import kept_frames
+from grood_edge.export.batches import BATCH
 from grood_edge.export.classifier import ClassifierOptions, graph_from_onnx
 from grood_edge.export.dataset import Dataset, Sample, Work, as_it_is, open_dataset
 from grood_edge.export.features import Reading, collect_features, merged, rows_of
@@ -29,6 +29,10 @@ READING = Reading(COLOURS, 3)
 
 
 def colour_model(batch: int | str = "N", logarithm: bool = False) -> OrtModel:
+    return open_ort(colour_graph(batch, logarithm))
+
+
+def colour_graph(batch: int | str = "N", logarithm: bool = False) -> bytes:
     """A classifier whose features are the mean of each colour, and whose class is the strongest one."""
     nodes = [
         helper.make_node("GlobalAveragePool", ["image"], ["pooled"]),
@@ -41,7 +45,7 @@ def colour_model(batch: int | str = "N", logarithm: bool = False) -> OrtModel:
         nodes.insert(2, helper.make_node("Abs", ["level"], ["positive"]))
         nodes[3].input[0] = "positive"
     graph = graph_from_onnx(onnx_classifier(nodes, [eye]), "onnx", ClassifierOptions())
-    return open_ort(base_model(replace(graph, dynamic_batch=batch == "N"), COLOURS).SerializeToString())
+    return bytes(base_model(replace(graph, dynamic_batch=batch == "N"), COLOURS).SerializeToString())
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +253,7 @@ def test_frames_are_not_held(model: OrtModel, monkeypatch: pytest.MonkeyPatch) -
     assert len(found.check_samples) == 10
     gc.collect()
     assert alive == 10  # the check samples
-    assert peak <= 10 + 2 * features_module.BATCH
+    assert peak <= 10 + 2 * BATCH
 
 
 def test_check_samples_are_bounded_in_bytes(model: OrtModel, monkeypatch: pytest.MonkeyPatch) -> None:
