@@ -74,7 +74,7 @@ class _Queue(Generic[_Item, _Result]):
             try:
                 result: _Result | UnreadableImageError = self._load(item)
             except UnreadableImageError as error:
-                result = error.with_traceback(None)  # its frames would hold the file and the pixels
+                result = UnreadableImageError(*error.args)  # tracebacks, also its cause's, hold the file and the pixels
             except BaseException as error:  # whoever takes the results would wait for ever
                 with self._changed:
                     self._stop(place, error)

@@ -49,6 +49,17 @@ def test_what_cannot_be_read_is_a_result_and_the_others_go_on() -> None:
     assert str(found[6]) == "6 is damaged"
 
 
+def test_what_waits_does_not_hold_the_pixels_of_images_that_broke_off(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (400, 400, 3), np.uint8)).save(tmp_path / "a.jpg")
+    data = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(data[: len(data) // 2])
+    [(_, error)] = decoded([tmp_path / "a.jpg"], load_image)
+    assert isinstance(error, UnreadableImageError)
+    assert "truncated" in str(error)
+    assert (error.__traceback__, error.__cause__, error.__context__) == (None, None, None)
+
+
 def test_another_error_is_raised_in_its_items_turn() -> None:
     def load(item: int) -> np.ndarray:
         if item == 5:

@@ -4,8 +4,8 @@ import csv
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -86,10 +86,10 @@ def score_images(
     parts = [_open_source(source) for source in sources]
     total = sum(count for count, _ in parts)
     unreadable: list[tuple[str, str]] = []
-    batches = (
-        rows_of(session, names, frames, explain) for names, frames in _batches(parts, session, batch_size, unreadable)
-    )
-    return summarised(batches, unreadable, write, lambda done: progress("scoring", done, total))
+    # Closed here: the traceback of an error would keep the threads that decode alive.
+    with closing(_batches(parts, session, batch_size, unreadable)) as prepared:
+        batches = (rows_of(session, names, frames, explain) for names, frames in prepared)
+        return summarised(batches, unreadable, write, lambda done: progress("scoring", done, total))
 
 
 def summarised(
@@ -149,14 +149,16 @@ def _open_source(source: str | Path) -> Source:
     if os.path.isfile(path) and path.suffix.lower() == ".npz":  # False for a name that is too long
         archive = open_npz(path)
         named = ((f"{source}[{index}]", frame) for index, frame in enumerate(archive.frames()))
-        return len(archive), ((name, lambda frame=frame: frame) for name, frame in named)
+        return len(archive), (
+            (name, [frame].pop) for name, frame in named
+        )  # taken once, and not held until it is scored
     paths = find_images(source)
     return len(paths), ((str(p), lambda p=p: load_image(p)) for p in paths)
 
 
 def _batches(
     parts: list[Source], session: Session, size: int, unreadable: list[tuple[str, str]]
-) -> Iterator[tuple[list[str], list[InputFrame]]]:
+) -> Generator[tuple[list[str], list[InputFrame]], None, None]:
     """Load and resize at once: a batch of full camera frames would be a hundred times larger.
 
     A batch is what can be read of `size` images that follow each other, so that shards of an archive have the same.
