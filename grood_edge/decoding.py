@@ -5,7 +5,8 @@ thread that takes the images is the network's own.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from grood_edge.images import UnreadableImageError
@@ -15,6 +16,7 @@ __all__ = ["AHEAD", "AHEAD_BYTES", "decoded"]
 
 AHEAD = 96  # results that may wait to be taken: three batches,
 AHEAD_BYTES = 64 << 20  # unless they are larger than this
+PATIENCE = 2.0  # seconds that threads have to end; they are daemons
 
 
 @runtime_checkable
@@ -29,11 +31,12 @@ _Result = TypeVar("_Result", bound=_Sized)
 
 def decoded(
     items: Iterable[_Item], load: Callable[[_Item], _Result], workers: int | None = None
-) -> Iterator[tuple[_Item, _Result | UnreadableImageError]]:
+) -> Generator[tuple[_Item, _Result | UnreadableImageError], None, None]:
     """Load every item, several at a time; yield each with its result in the order of `items`.
 
     At most `AHEAD` results of `AHEAD_BYTES` in all wait, beside the one that every worker is at; items are taken no
-    earlier. When the iterator is closed, or dropped, its threads end with the image they are at.
+    earlier. When the iterator is closed, or dropped, its threads end with the image they are at; one that is stuck in a
+    file that never comes, as on a share that is gone, is left behind after two seconds.
 
     Args:
         items: taken by one thread at a time, not always the same one.
@@ -50,9 +53,10 @@ def decoded(
         yield from queue.results()
     finally:
         queue.close()
+        ends = time.monotonic() + PATIENCE
         for thread in threads:
             if thread.ident is not None:
-                thread.join()
+                thread.join(max(0.0, ends - time.monotonic()))
 
 
 class _Queue(Generic[_Item, _Result]):

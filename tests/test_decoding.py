@@ -155,3 +155,21 @@ def test_decoders_are_as_many_as_cores_within_a_bound(monkeypatch: pytest.Monkey
 def test_a_number_of_threads_out_of_range_is_refused(count: int) -> None:
     with pytest.raises(UsageError, match="--threads"), limited_threads(count):
         pytest.fail("the block must not run")
+
+
+def test_a_file_that_never_comes_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "PATIENCE", 0.1)
+    opened, let_go = threading.Event(), threading.Event()
+
+    def load(item: int) -> np.ndarray:
+        if item == 1:
+            opened.set()
+            assert let_go.wait(30)
+        return of(item)
+
+    results = decoded(range(3), load, 2)
+    assert next(results)[0] == 0
+    assert opened.wait(30)
+    results.close()
+    assert len(decoders()) == 1
+    let_go.set()
