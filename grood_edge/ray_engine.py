@@ -6,6 +6,7 @@ give both. A task whose worker dies is run again by Ray, and gives the same, bec
 """
 
 import contextlib
+import logging
 import os
 import platform
 import secrets
@@ -154,7 +155,7 @@ def _init(address: str | None) -> None:
         where = {"address": "local", "include_dashboard": False}
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(**where, log_to_driver=False, logging_level="error")
+        ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # ConnectionError, RuntimeError, OSError, ValueError: Ray has no common one
         ray.shutdown()
         raise BackendError(

@@ -1,5 +1,6 @@
 """A real Ray cluster with two workers, of which one is killed in the middle: everything is as it is without Ray."""
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -48,7 +49,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="error",
+        logging_level=logging.ERROR,
     )
     yield deaths
     ray.shutdown()
