@@ -2,7 +2,8 @@
 
 Two sides are called in turn, the order changing, so that a machine that slows down slows both. A ratio is the median
 over rounds of the ratio of medians; a round opens whatever it measures anew, because where memory happens to lie can
-make one of two equal sessions faster. The interval (95 %) is that of `grood_edge.bench.statistics`, over these rounds.
+make one of two equal sessions faster. The interval (95 %) is that of `grood_edge.bench.statistics`, over these rounds,
+or over the turns where there is one round. Fewer than six of them give no interval, only the range that they cover.
 """
 
 import argparse
@@ -20,34 +21,51 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grood_edge.bench import statistics
+from grood_edge.bench.loop import Clock, Side, timed, times_in_turn
 
 Times = NDArray[np.float64]  # [turns, sides]: seconds, or another quantity of which less is better
 WARM_UP, LEAST = 5, 20
+FEW = 6  # with fewer rounds a 95 % interval would hold the ratio less often than it says
+INTERVAL, COUNTED = "95 %", "counted"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How a call is timed. `after_one`: right after another one of its own, which is not.
+
+    That is as in use: caches hold what the side itself left there, and not another network.
+    """
+
+    clock: Clock = time.perf_counter
+    after_one: bool = False
+
+    def side(self, call: Callable[[], Any]) -> Side:
+        """Make a side for `times_in_turn`."""
+        side = timed(call, self.clock)
+        return (lambda number: (call(), side(number))[1]) if self.after_one else side
 
 
 def interleaved(
-    sides: Sequence[Callable[[], Any]], seconds: float, least: int = LEAST, warm_up: int = WARM_UP
+    sides: Sequence[Callable[[], Any]],
+    seconds: float,
+    least: int = LEAST,
+    warm_up: int = WARM_UP,
+    timing: Timing = Timing(),
 ) -> Times:
     """Call all sides in turn for `seconds` and at least `least` times each; return seconds `[turns, sides]`."""
     for _ in range(warm_up):
         for side in sides:
             side()
-    times: list[list[float]] = []
-    ends = time.perf_counter() + seconds
-    while len(times) < least or time.perf_counter() < ends:
-        turn = [0.0] * len(sides)
-        order = range(len(sides)) if len(times) % 2 else reversed(range(len(sides)))
-        for index in order:
-            started = time.perf_counter()
-            sides[index]()
-            turn[index] = time.perf_counter() - started
-        times.append(turn)
-    return np.array(times)
+    timed_sides = [timing.side(side) for side in sides]
+    return np.concatenate(times_in_turn(timed_sides, seconds, time.perf_counter, least=least), axis=1)
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """One side over another: the ratio with its interval, and the median of each side in the unit that was measured."""
+    """One side over another, and the median of each side in the unit that was measured.
+
+    low, high: what `basis` says: INTERVAL, or the range of so many rounds or turns, or COUNTED, where nothing varies.
+    """
 
     value: float
     low: float
@@ -55,21 +73,29 @@ class Ratio:
     over: float
     under: float
     turns: int
+    basis: str = INTERVAL
 
 
 def ratio_of(rounds: Sequence[Times], over: int, under: int) -> Ratio:
     """Return side `over` in units of side `under`."""
     pairs = [times[:, [under, over]] for times in rounds]
-    interval = statistics.ratio_interval(pairs)
+    single = [pairs[0][turn : turn + 1] for turn in range(len(pairs[0]))] if len(pairs) == 1 else pairs
+    if len(single) < FEW:
+        each = [statistics.ratio_of([pair]) for pair in single]
+        low, high = min(each), max(each)
+        basis = f"range of {len(single)} {'turn' if len(pairs) == 1 else 'round'}{'s' * (len(single) > 1)}"
+    else:
+        interval = statistics.ratio_interval(pairs)
+        low, high, basis = interval.low, interval.high, INTERVAL
     medians = np.median(np.concatenate(pairs), axis=0)
-    return Ratio(
-        statistics.ratio_of(pairs),
-        interval.low,
-        interval.high,
-        float(medians[1]),
-        float(medians[0]),
-        sum(len(times) for times in pairs),
-    )
+    turns = sum(len(times) for times in pairs)
+    return Ratio(statistics.ratio_of(pairs), low, high, float(medians[1]), float(medians[0]), turns, basis)
+
+
+def counted(over: float, under: float) -> Ratio:
+    """Return the ratio of two counts, which are the same every time."""
+    value = over / under
+    return Ratio(value, value, value, over, under, 1, COUNTED)
 
 
 @dataclass(frozen=True)
@@ -80,10 +106,13 @@ class Target:
     value: float
 
     def met(self, ratio: Ratio) -> str:
-        """Say whether it is met; `on the line` where the interval holds the target."""
-        if ratio.low <= self.value <= ratio.high:
-            return "on the line"
-        return "yes" if (ratio.value > self.value) == (self.sense == "at least") else "no"
+        """Say whether the ratio meets it; `not certain` where the interval holds the target, or of which range it is."""
+        reached = ratio.value >= self.value if self.sense == "at least" else ratio.value <= self.value
+        word = "yes" if reached else "no"
+        if ratio.basis not in (INTERVAL, COUNTED):
+            return f"{word} ({ratio.basis})"
+        crossed = ratio.basis == INTERVAL and ratio.low <= self.value <= ratio.high
+        return f"{word} (not certain)" if crossed else word
 
 
 @dataclass(frozen=True)
@@ -117,11 +146,18 @@ def table_text(lines: Sequence[Line]) -> str:
             rows.append(f"| **{line.section}** | | | | | |")
             section = line.section
         r, t = line.ratio, line.target
-        ratio = f"**{_short(r.value)}** ({_short(r.low)} to {_short(r.high)})"
+        ratio = f"**{_short(r.value)}**{_spread(r)}"
         medians = f"{_short(r.over)} / {_short(r.under)} {line.unit}" + (f"; {line.note}" if line.note else "")
         target, met = (f"{t.sense} {t.value:g}", t.met(r)) if t else ("", "")
         rows.append(f"| {line.what} | {line.against} | {ratio} | {medians} | {target} | {met} |")
     return "\n".join(rows)
+
+
+def _spread(ratio: Ratio) -> str:
+    if ratio.basis == COUNTED:
+        return ""
+    basis = "" if ratio.basis == INTERVAL else f", {ratio.basis}"
+    return f" ({_short(ratio.low)} to {_short(ratio.high)}{basis})"
 
 
 def _short(value: float) -> str:

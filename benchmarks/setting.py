@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import skimage
 from animals import OPTIONS, trained_network
-from PIL import Image
+from photos import NAMES, write_photos
 
 from grood_edge.artifact import read_artifact
 from grood_edge.export import ClassifierOptions, ExportOptions, export_model
@@ -24,12 +23,7 @@ from grood_edge.images import find_images, load_image
 from grood_edge.ort import open_ort
 from grood_edge.preprocessing import preprocess_frame, resolve_preprocessing
 
-PHOTOS = (
-    "astronaut.png", "brick.png", "chelsea.png", "coffee.png", "coins.png", "grass.png", "gravel.png",
-    "hubble_deep_field.jpg", "ihc.png", "rocket.jpg",
-)  # fmt: skip
-HEIGHT, WIDTH = 480, 640
-NAMES = ("fit", "calibration", "test", "lite0.onnx", "base.onnx", "paper.onnx", "three.onnx")
+FILES = ("fit", "calibration", "test", "lite0.onnx", "base.onnx", "paper.onnx", "three.onnx")
 EACH = {"train": 20, "fit": 100, "calibration": 12, "test": 10}  # crops of each photo
 
 
@@ -52,10 +46,11 @@ class Setting:
 
 def prepared(work: Path, each: dict[str, int] | None = None) -> Setting:
     """Return what is in `work`, or make it: about a minute."""
-    setting = Setting(*(work / name for name in NAMES))
+    setting = Setting(*(work / name for name in FILES))
     if setting.three.exists():
         return setting
-    write_photos(work, each or EACH)
+    for seed, (part, count) in enumerate((each or EACH).items()):
+        write_photos(work / part, count * len(NAMES), seed)
     traced, _ = onnx_from_torch(trained_network(work / "train"), None, None)
     setting.classifier.write_bytes(traced.SerializeToString())
     classifier = load_classifier(setting.classifier, ClassifierOptions())
@@ -66,34 +61,13 @@ def prepared(work: Path, each: dict[str, int] | None = None) -> Setting:
         "calibration_data": setting.calibration,
         "bank": "all",
         "scale": 1.0,
+        "force": True,  # a part of `make bench` that was stopped may have left one
     }
     paper = ExportOptions(**common, ood_prototype="mean", bank_dtype="float32")
     three = ExportOptions(**common, ood_prototype="mean,mixup,origin")
     for path, options in ((setting.paper, paper), (setting.three, three)):
         export_model(setting.classifier, setting.fit, path, options)
     return setting
-
-
-def write_photos(work: Path, each: dict[str, int], seed: int = 0) -> None:
-    """Write crops of every photo into `work/PART/PHOTO/`, as many of each part as asked for."""
-    rng = np.random.default_rng(seed)
-    for name in PHOTOS:
-        with Image.open(Path(skimage.__file__).parent / "data" / name) as image:
-            photo = image.convert("RGB")
-        for part, count in each.items():
-            folder = work / part / Path(name).stem
-            folder.mkdir(parents=True, exist_ok=True)
-            for index in range(count):
-                _crop(photo, rng).save(folder / f"{index:04d}.jpg", quality=90)
-
-
-def _crop(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Cut out half to all of what fits, in the shape of a camera's frame."""
-    fitting = min(photo.width / WIDTH, photo.height / HEIGHT)
-    scale = fitting * rng.uniform(0.5, 1.0)
-    width, height = int(scale * WIDTH), int(scale * HEIGHT)
-    left, top = (int(rng.integers(0, room + 1)) for room in (photo.width - width, photo.height - height))
-    return photo.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC, (left, top, left + width, top + height))
 
 
 def test_frames(setting: Setting) -> list[np.ndarray]:

@@ -67,16 +67,20 @@ def warmed_up(sides: Sequence[Side], seconds: float, clock: Clock, report: Repor
 
 
 def times_in_turn(
-    sides: Sequence[Side], seconds: float, clock: Clock, report: Report = lambda passed: None
+    sides: Sequence[Side],
+    seconds: float,
+    clock: Clock,
+    report: Report = lambda passed: None,
+    least: int = LEAST_RUNS,
 ) -> list[np.ndarray]:
     """Run the sides in turn, the order alternating; return their times in seconds, `[runs, stages]` each.
 
-    For `seconds`, but at least 20 runs of each and at most 100,000.
+    For `seconds`, but at least `least` runs of each and at most 100,000.
     """
     started = reported = clock()
     kept = [array("d") for _ in sides]
     number = 0
-    while number < LEAST_RUNS or (clock() - started < seconds and number < MOST_RUNS):
+    while number < least or (clock() - started < seconds and number < MOST_RUNS):
         for index in _order(number, len(sides)):
             kept[index].extend(sides[index](number))
         number += 1
