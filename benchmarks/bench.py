@@ -2,9 +2,10 @@
 
     python benchmarks/bench.py [--quick] [--only NAME ...] [--write]
 
-Each benchmark runs in a process of its own, so that one's threads and memory are not the next one's. With `--write` the
-result goes to `benchmarks/results/DATE.json`, the table and the exponents between the markers of docs/performance.md,
-and the plots to docs/growth.svg. A benchmark that fails is said in the table and in the exit code.
+Each benchmark runs in a process of its own, so that one's threads and memory are not the next one's, and has a time
+limit. With `--write` the results go to `benchmarks/results/DATE.json`, each as soon as it is there; at the end the
+table and the exponents between the markers of docs/performance.md, and the plots to docs/growth.svg. A benchmark that
+fails is said in the table and in the exit code, and takes nothing from the others.
 """
 
 import argparse
@@ -32,16 +33,16 @@ PACKAGES = ("onnxruntime", "torch", "faiss-cpu", "pytorch-ood", "scikit-learn", 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A script beside this one. `shared`: it takes `--work`. `options`: further ones."""
+    """A script beside this one, and after how many seconds it is stopped. `shared`: it takes `--work`."""
 
     name: str
+    limit: float = 240
     shared: bool = True
-    options: tuple[str, ...] = ()
 
 
 BENCHMARKS = (
-    Benchmark("head_cost", options=("--quick",)),
-    Benchmark("head_speed"),
+    Benchmark("head_cost", limit=480),
+    Benchmark("head_speed", limit=360),  # the first that needs images and artifacts makes them
     Benchmark("end_to_end"),
     Benchmark("export_cost"),
     Benchmark("score_folder"),
@@ -51,22 +52,39 @@ BENCHMARKS = (
 
 
 def run_benchmark(benchmark: Benchmark, work: Path, quick: bool) -> dict[str, Any]:
-    """Run one script; return its JSON, or what went wrong under `failed`."""
+    """Run one script; return its JSON, or what went wrong under `failed`; both with `took seconds`."""
+    started = time.monotonic()
+    try:
+        found = found_by(benchmark, work, quick)
+    except subprocess.TimeoutExpired:
+        found = {"failed": f"stopped after {benchmark.limit:g} s"}
+    except (OSError, ValueError) as error:
+        found = {"failed": f"it ended without an error, and without a result that can be read: {error}"}
+    return {**found, "took seconds": round(time.monotonic() - started, 1)}
+
+
+def found_by(benchmark: Benchmark, work: Path, quick: bool) -> dict[str, Any]:
+    """Run one script; return its JSON, or its last words under `failed`.
+
+    Raises:
+        subprocess.TimeoutExpired: it took longer than its limit.
+        OSError, ValueError: it ended well, but left no JSON object whose lines can be read.
+    """
     script, part = HERE / f"{benchmark.name}.py", work / f"{benchmark.name}.json"
-    if not script.exists():
-        return {"failed": f"{script.name} is not there"}
-    options = {*benchmark.options, *(["--quick"] if quick else [])}
-    command = [sys.executable, str(script), *sorted(options), "--json", str(part)]
+    command = [sys.executable, str(script), "--json", str(part), *(["--quick"] if quick else [])]
     if benchmark.shared:
         command += ["--work", str(work)]
-    started = time.monotonic()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+        command, env=environment, capture_output=True, text=True, check=False, timeout=benchmark.limit
     )
     if done.returncode:
         last = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
         return {"failed": last, "stderr": done.stderr[-4000:]}
-    return {**json.loads(part.read_text()), "took seconds": round(time.monotonic() - started, 1)}
+    found: dict[str, Any] = json.loads(part.read_text())
+    if not isinstance(found, dict):
+        raise ValueError(f"{part.name} holds no object")
+    return found
 
 
 def line_of(entry: Mapping[str, Any]) -> Line:
@@ -83,15 +101,21 @@ def page_parts(results: Mapping[str, Mapping[str, Any]], day: str) -> dict[str, 
     m = machine()
     packages = ", ".join(f"{name} {version}" for name, version in versions().items())
     where = f"{day}: {m['cpu']}, {m['cores']} cores, {m['system']}, Python {m['python']}; {packages}."
-    table = "\n\n".join(
-        [where, table_text(lines), *(["Not measured as meant:\n\n" + "\n".join(missing)] if missing else [])]
-    )
+    failed = ["Not measured as meant:\n\n" + "\n".join(missing)] if missing else []
+    table = "\n\n".join([where, table_text(lines), took_text(results), *failed])
     parts = {"table": table}
     if "growth" in results.get("growth", {}):
         parts["growth"] = growth.table_text([growth.Growth(**one) for one in results["growth"]["growth"]])
     if "details" in results.get("export_cost", {}):
         parts["phases"] = phases_text(results["export_cost"]["details"]["phases"])
     return parts
+
+
+def took_text(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Say how long all took, and each."""
+    each = {name: found["took seconds"] for name, found in results.items()}
+    parts = ", ".join(f"`{name}` {seconds:.0f} s" for name, seconds in each.items())
+    return f"Took {sum(each.values()):.0f} s: {parts}."
 
 
 def phases_text(phases: Mapping[str, Mapping[str, float]]) -> str:
@@ -121,38 +145,52 @@ def versions() -> dict[str, str]:
     return {name: installed[name] for name in PACKAGES if name in installed}
 
 
-def write_results(results: Mapping[str, Mapping[str, Any]], day: str) -> Path:
-    """Write JSON, page and plots; return the JSON's path."""
+def write_json(results: Mapping[str, Mapping[str, Any]], day: str) -> Path:
+    """Write what there is so far; return the file."""
     path = HERE / "results" / f"{day}.json"
-    path.write_text(json.dumps({"date": day, "machine": machine(), "packages": versions(), **results}, indent=2) + "\n")
+    took = round(sum(found["took seconds"] for found in results.values()), 1)
+    document = {"date": day, "machine": machine(), "packages": versions(), "took seconds": took, **results}
+    path.write_text(json.dumps(document, indent=2) + "\n")
+    return path
+
+
+def write_page(results: Mapping[str, Mapping[str, Any]], day: str) -> None:
+    """Write page and plots."""
     page = PAGE.read_text()
     for name, text in page_parts(results, day).items():
         page = replaced(page, name, text)
     PAGE.write_text(page)
     if "growth" in results.get("growth", {}):
         (PAGE.parent / "growth.svg").write_text(growth_plots(results["growth"]["growth"]))
-    return path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the options, run, print, and write when asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [benchmark.name for benchmark in BENCHMARKS]
-    parser.add_argument("--only", nargs="+", choices=names, default=names, help="benchmarks to run")
+    parser.add_argument("--only", nargs="+", choices=names, help="benchmarks to run; all without it")
     parser.add_argument("--quick", action="store_true", help="a few calls of each: shows that it works")
     parser.add_argument("--write", action="store_true", help="write results, page and plots")
     options = parser.parse_args(arguments)
-    results = {}
+    if options.write and (options.only or options.quick):
+        parser.error(
+            "--write replaces the whole table; expected neither --only nor --quick beside it: leave one or the other out"
+        )
+    results: dict[str, dict[str, Any]] = {}
+    day = date.today().isoformat()
     with tempfile.TemporaryDirectory() as work:
         for benchmark in BENCHMARKS:
-            if benchmark.name in options.only:
+            if benchmark.name in (options.only or names):
                 print(f"{benchmark.name} ...", file=sys.stderr, flush=True)
-                results[benchmark.name] = run_benchmark(benchmark, Path(work), options.quick)
-    day = date.today().isoformat()
+                results[benchmark.name] = found = run_benchmark(benchmark, Path(work), options.quick)
+                print(f"    {found.get('failed', 'done')}, {found['took seconds']:.0f} s", file=sys.stderr, flush=True)
+                if options.write:
+                    write_json(results, day)
     for name, text in page_parts(results, day).items():
         print(f"\n{name}\n\n{text}")
     if options.write:
-        print(f"\nwritten: {write_results(results, day)}", file=sys.stderr)
+        write_page(results, day)
+        print(f"\nwritten: {PAGE}, {write_json(results, day)}", file=sys.stderr)
     return int(any("failed" in found for found in results.values()))
 
 

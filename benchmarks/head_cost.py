@@ -6,13 +6,13 @@ Networks of full size with random weights (classifier_graphs.py), heads over ran
 `grood-edge` opens them, in one process. `network`: normalisation and classifier, from uint8 pixels to logits and
 features; the artifact is that with the head. `classifier`: the classifier alone, from float32 pixels that somebody else
 has normalised. `--bank auto` chooses by the images: none at all for ten animals, 4,096 rows for garments
-(docs/method.md); here banks have none, 1,000 and 2,000 rows, int8 unless said. Every round opens all sides anew. What has
-a target takes the most rounds. A target is for what the head adds, and is held against both: over `network` it is the
-head's own share, over `classifier` what a user sees, who pays for the normalisation as well.
+(docs/method.md); here banks have none, 1,000 and 2,000 rows, int8 unless said. Every round opens all sides anew, and
+what has a target takes the most rounds. A target is held against both: over `network` it is what the head adds, over
+`classifier` what a user sees, who pays for the normalisation as well.
 
 With one thread the time is CPU time of that thread, to which other programs add little; with two it is wall time.
-The last lines are sizes: the graph of an artifact without a bank over the classifier's file. The JSON's `details` have the
-slowest nodes of the head by onnxruntime's profile.
+The last lines are sizes: the graph of an artifact without a bank over the classifier's file. The JSON's `details` have
+the slowest nodes of the head by onnxruntime's profile.
 """
 
 import json
@@ -35,10 +35,10 @@ from grood_edge.export.classifier import ClassifierGraph, ClassifierOptions, gra
 from grood_edge.export.graph import attach_head, base_model
 from grood_edge.ort import open_ort
 from grood_edge.preprocessing import resolve_preprocessing
-from grood_edge.scoring import IDENTITY, Head, OodHead, ScoreMap, class_distances, log_s_of
+from grood_edge.scoring import IDENTITY, BankDtype, Head, OodHead, ScoreMap, class_distances, log_s_of
 
 ROUNDS, ROUNDS_AIMED, SECONDS = 3, 6, 3.5  # seconds a round, all sides together
-LEAST, WARM_UP = 8, 3  # turns
+LEAST, WARM_UP = 5, 3  # turns
 CALIBRATION, KNOTS = 1000, 16
 PROFILED = 100
 HEAD = 2  # of `part_of`
@@ -171,9 +171,9 @@ def times_of(sides: Sequence[Callable[[], Any]], seconds: float, threads: int, l
 
 def measured_case(case: Case, models: Models, quick: bool) -> list[Line]:
     """Time all sides of a case in turn; a line for the network, two for each head."""
-    section, count = f"Head cost: {case.text()}", 1 if quick else case.rounds
-    sides, seconds, least = (sides_of(models, case) for _ in range(count)), 0.0 if quick else SECONDS, 2 if quick else LEAST
-    rounds = [times_of(opened, seconds, case.threads, least) for opened in sides]
+    section = f"Head cost: {case.text()}"
+    count, seconds, least = (1, 0.0, 2) if quick else (case.rounds, SECONDS, LEAST)
+    rounds = [times_of(sides_of(models, case), seconds, case.threads, least) for _ in range(count)]
     lines = [Line(section, "network with its normalisation", "classifier", ratio_of(rounds, 1, 0), "ms")]
     for index, kind in enumerate(case.kinds, 2):
         target = Target("at most", kind.target) if kind.target else None

@@ -106,7 +106,7 @@ class Target:
     value: float
 
     def met(self, ratio: Ratio) -> str:
-        """Say whether the ratio meets it; `not certain` where the interval holds the target, or of which range it is."""
+        """Say whether the ratio meets it; `not certain` where the interval holds the target, or the range there is."""
         reached = ratio.value >= self.value if self.sense == "at least" else ratio.value <= self.value
         word = "yes" if reached else "no"
         if ratio.basis not in (INTERVAL, COUNTED):

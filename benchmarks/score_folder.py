@@ -3,9 +3,9 @@
     python benchmarks/score_folder.py [--quick] [--work DIR] [--json FILE]
 
 Sides, in turn, over the same 500 images of 480x640 in batches of 32: `score_images` as `grood-edge score` calls it; a
-bare onnxruntime session of the same graph on arrays that are decoded and resized already; and the bound: as many threads
-as `score` decodes with decode and resize every image and throw it away while that bare loop runs, and neither waits for
-the other. Sessions are open before the clock starts, and onnxruntime chooses its own threads on all sides.
+bare onnxruntime session of the same graph on arrays that are decoded and resized already; and the bound: as many
+threads as `score` decodes with decode and resize every image and throw it away while that bare loop runs, and neither
+waits for the other. Sessions are open before the clock starts, and onnxruntime chooses its own threads on all sides.
 """
 
 import threading

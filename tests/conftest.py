@@ -1,10 +1,14 @@
 """Fixtures that many tests share: real digits, a network trained on them, and the artifact made of both."""
 # ruff: noqa: E402
 
+import importlib
 import json
 import signal
+import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 # Whatever the package imports while jaxtyping's hook is at work is compiled anew: it looks for bytecode of its own.
 import beartype  # noqa: F401
@@ -80,3 +84,15 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
         "paths": {name: Path(path) for name, path in told["paths"].items()},
     }
     return Demo(made / "around" / "grood-demo", DemoReport(**told))
+
+
+@pytest.fixture(scope="module")
+def benchmark_script() -> Iterator[Any]:
+    """Import a script of benchmarks/ by name, as they import one another."""
+    folder, before = Path(__file__).parents[1] / "benchmarks", set(sys.modules)
+    sys.path.insert(0, str(folder))
+    yield importlib.import_module
+    sys.path.remove(str(folder))
+    for name in set(sys.modules) - before:
+        if Path(getattr(sys.modules[name], "__file__", None) or "").parent == folder:
+            del sys.modules[name]

@@ -1,9 +1,6 @@
 """benchmarks/: the pure parts of `make bench`, and the parts that are quick enough to run."""
 
-import importlib
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,25 +20,13 @@ PAGE = BENCHMARKS.parent / "docs" / "performance.md"
 
 
 @pytest.fixture(scope="module")
-def module() -> Iterator[Any]:
-    """Import benchmarks by name, as their scripts import one another."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(BENCHMARKS))
-    yield importlib.import_module
-    sys.path.remove(str(BENCHMARKS))
-    for name in set(sys.modules) - before:
-        if Path(getattr(sys.modules[name], "__file__", None) or "").parent == BENCHMARKS:
-            del sys.modules[name]
+def ratios(benchmark_script: Any) -> ModuleType:
+    return benchmark_script("ratios")  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
-def ratios(module: Any) -> ModuleType:
-    return module("ratios")  # type: ignore[no-any-return]
-
-
-@pytest.fixture(scope="module")
-def bench(module: Any) -> ModuleType:
-    return module("bench")  # type: ignore[no-any-return]
+def bench(benchmark_script: Any) -> ModuleType:
+    return benchmark_script("bench")  # type: ignore[no-any-return]
 
 
 def line(ratios: ModuleType, sense: str, target: float) -> Any:
@@ -65,13 +50,28 @@ class TestRatios:
     @pytest.mark.parametrize(
         ("sense", "target", "met"),
         [("at least", 1.5, "yes"), ("at least", 2.5, "no"), ("at most", 2.5, "yes"), ("at most", 1.5, "no"),
-         ("at least", 2.1, "on the line")],
+         ("at least", 2.1, "no (not certain)"), ("at least", 1.9, "yes (not certain)"),
+         ("at most", 2.1, "yes (not certain)"), ("at most", 1.9, "no (not certain)")],
     )  # fmt: skip
     def test_a_target_is_met_or_not(self, ratios: ModuleType, sense: str, target: float, met: str) -> None:
         text = ratios.table_text([line(ratios, sense, target)])
         assert (
             text.splitlines()[-1] == f"| `ours` | theirs | **2** (1.800 to 2.2) | 4 / 2 ms | {sense} {target} | {met} |"
         )
+
+    @pytest.mark.parametrize(("rounds", "unit"), [(1, "turns"), (3, "rounds")])
+    def test_few_turns_or_rounds_give_a_range_and_no_interval(self, ratios: ModuleType, rounds: int, unit: str) -> None:
+        turns = [np.array([[1.0, value]]) for value in (1.5, 2.0, 3.0)]
+        found = ratios.ratio_of([np.concatenate(turns)] if rounds == 1 else turns, over=1, under=0)
+        assert (found.low, found.value, found.high, found.basis) == (1.5, 2.0, 3.0, f"range of 3 {unit}")
+        assert ratios.Target("at least", 1.6).met(found) == f"yes (range of 3 {unit})"
+        table = ratios.table_text([ratios.Line("s", "a", "b", found, "s")])
+        assert f"| **2** (1.500 to 3, range of 3 {unit}) |" in table
+
+    def test_a_count_has_no_interval(self, ratios: ModuleType) -> None:
+        found = ratios.counted(1.02, 1.0)
+        assert ratios.Target("at most", 1.02).met(found) == "yes"
+        assert "| **1.020** |" in ratios.table_text([ratios.Line("s", "a", "b", found, "MB")])
 
     def test_lines_come_back_from_json(self, ratios: ModuleType, bench: ModuleType) -> None:
         one = line(ratios, "at most", 3)
@@ -80,23 +80,23 @@ class TestRatios:
 
 
 class TestGrowth:
-    def test_an_exponent_is_found(self, module: Any) -> None:
+    def test_an_exponent_is_found(self, benchmark_script: Any) -> None:
         sizes = (10, 20, 40, 80)
-        one = module("growth").growth_of("rows", "ms", sizes, [0.3 * size**1.5 for size in sizes])
+        one = benchmark_script("growth").growth_of("rows", "ms", sizes, [0.3 * size**1.5 for size in sizes])
         assert (one.exponent, one.at_the_end) == (1.5, 1.5)
 
-    def test_a_fixed_cost_fades(self, module: Any) -> None:
+    def test_a_fixed_cost_fades(self, benchmark_script: Any) -> None:
         sizes = (10, 100, 1000)
-        one = module("growth").growth_of("rows", "ms", sizes, [100 + size for size in sizes])
+        one = benchmark_script("growth").growth_of("rows", "ms", sizes, [100 + size for size in sizes])
         assert one.exponent < one.at_the_end < 1
 
-    def test_plots_are_well_formed(self, module: Any) -> None:
+    def test_plots_are_well_formed(self, benchmark_script: Any) -> None:
         one = {"name": "rows & columns", "unit": "ms", "sizes": [1, 2], "values": [1.0, 2.0], "exponent": 1.0}
-        svg = ElementTree.fromstring(module("plots").growth_plots([one, one]))
+        svg = ElementTree.fromstring(benchmark_script("plots").growth_plots([one, one]))
         assert len(svg.findall("{http://www.w3.org/2000/svg}circle")) == 4
 
-    def test_a_head_of_any_size_runs(self, module: Any) -> None:
-        run = module("growth").head_run({"bank rows": 20, "classes": 3, "d": 8, "batch": 2})
+    def test_a_head_of_any_size_runs(self, benchmark_script: Any) -> None:
+        run = benchmark_script("growth").head_run({"bank rows": 20, "classes": 3, "d": 8, "batch": 2})
         assert np.isfinite(run()).all()
 
 
@@ -120,23 +120,68 @@ class TestPage:
         monkeypatch.setattr(bench, "PAGE", page)
         found = ratios.Found((line(ratios, "at least", 1.5),), (("pytorch-ood", "no torchvision"),))
         results = {"head_speed": ratios.as_document(found), "growth": {"failed": "out of memory"}}
+        results = {name: {**one, "took seconds": 61.5} for name, one in results.items()}
 
-        path = bench.write_results(results, "2026-01-31")
+        path = bench.write_json(results, "2026-01-31")
+        bench.write_page(results, "2026-01-31")
 
         assert path == tmp_path / "results" / "2026-01-31.json"
-        assert json.loads(path.read_text())["growth"] == {"failed": "out of memory"}
+        document = json.loads(path.read_text())
+        assert document["growth"]["failed"] == "out of memory"
+        assert document["took seconds"] == 123
         text = page.read_text()
         assert "| `ours` | theirs | **2**" in text
         assert "`growth` failed: out of memory" in text
         assert "pytorch-ood: no torchvision" in text
+        assert "Took 123 s: `head_speed` 62 s, `growth` 62 s." in text
 
-    def test_a_script_that_fails_does_not_end_the_run(self, bench: ModuleType, tmp_path: Path) -> None:
-        assert "not there" in bench.run_benchmark(bench.Benchmark("no_such_script"), tmp_path, True)["failed"]
+    @pytest.mark.parametrize(
+        ("script", "said"),
+        [(None, "No such file"), ("import sys; sys.exit('no images')", "no images"),
+         ("", "without a result"), ("import sys; open(sys.argv[2], 'w').write('[]')", "holds no object"),
+         ("import time; time.sleep(60)", "stopped after 2 s")],
+    )  # fmt: skip
+    def test_a_script_that_fails_does_not_end_the_run(
+        self, bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, said: str
+    ) -> None:
+        monkeypatch.setattr(bench, "HERE", tmp_path)
+        if script is not None:
+            (tmp_path / "one.py").write_text(script)
+        found = bench.run_benchmark(bench.Benchmark("one", limit=2), tmp_path, quick=False)
+        assert said in found["failed"]
+        assert found["took seconds"] >= 0
+
+    @pytest.mark.parametrize("part", [["--only", "growth"], ["--quick"]])
+    def test_a_part_does_not_overwrite_the_page(
+        self, bench: ModuleType, part: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(SystemExit, match="2"):
+            bench.main([*part, "--write"])
+        assert "--write replaces the whole table" in capsys.readouterr().err
+
+    def test_what_there_is_is_written_before_a_part_that_breaks(
+        self, bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "results").mkdir()
+        monkeypatch.setattr(bench, "HERE", tmp_path)
+
+        def run(benchmark: Any, work: Path, quick: bool) -> dict[str, Any]:
+            if benchmark.name == "head_speed":
+                raise KeyboardInterrupt
+            return {"lines": [], "took seconds": 1.0}
+
+        monkeypatch.setattr(bench, "run_benchmark", run)
+        with pytest.raises(KeyboardInterrupt):
+            bench.main(["--write"])
+        (written,) = (tmp_path / "results").iterdir()
+        assert json.loads(written.read_text())["head_cost"] == {"lines": [], "took seconds": 1.0}
 
 
 class TestPhases:
-    def test_time_belongs_to_the_label_that_ended_it(self, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        cost = module("export_cost")
+    def test_time_belongs_to_the_label_that_ended_it(
+        self, benchmark_script: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cost = benchmark_script("export_cost")
         clock = iter([0.0, 1.0, 3.0, 6.0, 10.0, 15.0, 21.0])
         monkeypatch.setattr(cost.time, "perf_counter", lambda: next(clock))
         phases = cost.Phases()
@@ -169,24 +214,25 @@ class TestOtherWays:
 
     @pytest.mark.parametrize("way", ["autograd_scores", "numpy_scores"])
     def test_other_ways_give_the_scores_of_the_definition(
-        self, module: Any, head: Head, way: str, digits: DemoImages
+        self, benchmark_script: Any, head: Head, way: str, digits: DemoImages
     ) -> None:
         paths = find_images(digits.near)[:30]
         features = np.stack([load_image(path)[::8, ::8, 0].ravel() / 64.0 for path in paths])
-        score = getattr(module("other_ways"), way)(head, "NumPy")
+        score = getattr(benchmark_script("other_ways"), way)(head, "NumPy")
         np.testing.assert_allclose(score(features.astype(np.float32)), ood_scores(features, head), atol=1e-3)
 
 
-def test_photos_are_of_a_cameras_size_and_differ(module: Any, tmp_path: Path) -> None:
-    setting = module("setting")
-    setting.write_photos(tmp_path, {"fit": 2})
+def test_photos_are_of_a_cameras_size_and_differ(benchmark_script: Any, tmp_path: Path) -> None:
+    photos = benchmark_script("photos")
+    count = 2 * len(photos.NAMES) + 1
+    photos.write_photos(tmp_path / "fit", count)
     frames = [load_image(path) for path in find_images(tmp_path / "fit")]
     assert {frame.shape for frame in frames} == {(480, 640, 3)}
-    assert len({frame.tobytes() for frame in frames}) == 2 * len(setting.PHOTOS)
+    assert len({frame.tobytes() for frame in frames}) == count
 
 
-def test_start_up_measures_a_process_of_the_runtime(module: Any) -> None:
-    start_up = module("start_up")
+def test_start_up_measures_a_process_of_the_runtime(benchmark_script: Any) -> None:
+    start_up = benchmark_script("start_up")
     code = start_up.OURS.replace("(224, 224, 3)", str(read_artifact(MODEL).contract.preprocessing.input_shape))
     imported, answered, resident, peak = start_up.in_process(code, MODEL)
     assert 0 < imported < answered

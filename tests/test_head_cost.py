@@ -1,28 +1,10 @@
 """benchmarks/head_cost.py: its networks are those they are called after, and its sides take turns."""
 
-import importlib
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from onnx import checker
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def module() -> Iterator[Any]:
-    """Import benchmarks by name, as their scripts import one another."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(BENCHMARKS))
-    yield importlib.import_module
-    sys.path.remove(str(BENCHMARKS))
-    for name in set(sys.modules) - before:
-        if Path(getattr(sys.modules[name], "__file__", None) or "").parent == BENCHMARKS:
-            del sys.modules[name]
 
 
 # Published numbers of parameters for 1,000 classes, less one of the two of every batch norm's channels: it is folded.
@@ -30,24 +12,56 @@ def module() -> Iterator[Any]:
     ("name", "parameters"),
     [("efficientnet-lite0", 4_652_008 - 21_008), ("resnet-18", 11_689_512 - 4_800), ("resnet-50", 25_557_032 - 26_560)],
 )
-def test_networks_have_the_published_number_of_parameters(module: Any, name: str, parameters: int) -> None:
-    model = module("classifier_graphs").classifier_model(name, 1000)
+def test_networks_have_the_published_number_of_parameters(benchmark_script: Any, name: str, parameters: int) -> None:
+    model = benchmark_script("classifier_graphs").classifier_model(name, 1000)
     checker.check_model(model)
     assert sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer if tensor.dims) == parameters
 
 
-def test_sides_take_turns_and_the_call_that_counts_follows_one_of_its_own(module: Any) -> None:
+def test_sides_take_turns_and_the_call_that_counts_follows_one_of_its_own(benchmark_script: Any) -> None:
     calls: list[str] = []
-    head_cost = module("head_cost")
-    times = head_cost.interleaved([lambda: calls.append("a"), lambda: calls.append("b")], 0.0, threads=1)
-    assert times.shape == (head_cost.LEAST, 2)
-    turns = "".join(calls[2 * head_cost.WARM_UP :])
-    assert turns == "aabbbbaa" * (head_cost.LEAST // 2)
+    head_cost = benchmark_script("head_cost")
+    times = head_cost.times_of([lambda: calls.append("a"), lambda: calls.append("b")], 0.0, threads=1, least=4)
+    assert times.shape == (4, 2)
+    assert "".join(calls[2 * head_cost.WARM_UP :]) == "bbaaaabb" * 2
 
 
-def test_quick_cases_have_every_target_of_the_small_network(module: Any) -> None:
-    head_cost = module("head_cost")
-    quick = {(case.network, case.classes, kind) for case in head_cost.quick_cases() for kind in case.kinds}
-    aimed = {(c.network, c.classes, k) for c in head_cost.all_cases() for k in c.kinds if k.target and k.rows == 1000}
-    assert {target.target for *_, target in aimed} == {1.01, 1.03, 1.05}
-    assert aimed <= quick
+def test_every_value_and_every_target_is_measured(benchmark_script: Any) -> None:
+    head_cost = benchmark_script("head_cost")
+    found = [(case, kind) for case in head_cost.CASES for kind in case.kinds]
+    assert {case.network for case, _ in found} == {"efficientnet-lite0", "resnet-18", "resnet-50"}
+    assert {case.classes for case, _ in found} == {10, 100, 1000}
+    assert {case.batch for case, _ in found} == {1, 8}
+    assert {case.threads for case, _ in found} == {1, 2}
+    assert {kind.rows for _, kind in found} == {0, 1000, 2000}
+    assert {kind.ood_prototypes for _, kind in found} == {1, 3}
+    assert {kind.bank_dtype for _, kind in found} == {"int8", "float32"}
+    aimed = [(case, kind) for case, kind in found if kind.target]
+    assert {(case.network, case.batch, case.threads) for case, _ in aimed} == {("efficientnet-lite0", 1, 1)}
+    assert {(case.classes, kind.ood_prototypes, kind.rows, kind.space, kind.target) for case, kind in aimed} == {
+        *((classes, 1, 1000, "features", 1.03) for classes in (10, 100)),
+        *((classes, 3, 1000, "features", 1.05) for classes in (10, 100)),
+        *((classes, 1, 1000, "logits", 1.01) for classes in (10, 100)),
+        *((1000, count, 2000, "features", 1.10) for count in (1, 3)),
+    }  # fmt: skip
+    assert all(case.rounds >= benchmark_script("ratios").FEW for case, _ in aimed)
+
+
+def test_targets_are_held_against_network_and_classifier_alike(
+    benchmark_script: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head_cost = benchmark_script("head_cost")
+    monkeypatch.setattr(head_cost, "sides_of", lambda models, case: [lambda: None] * (2 + len(case.kinds)))
+    lines = head_cost.measured_case(head_cost.CASES[0], None, quick=True)
+    assert [(line.against, line.target and line.target.value) for line in lines] == [
+        ("classifier", None),
+        *((against, target) for target in (None, 1.03, 1.05, 1.01) for against in ("network", "classifier")),
+    ]
+
+
+def test_a_file_grows_by_its_prototypes(benchmark_script: Any) -> None:
+    line = benchmark_script("head_cost").file_line(1000)
+    assert line.target.value == 1.02
+    grown = line.ratio.over - line.ratio.under
+    assert 1000 * 1280 * 4 / 1e6 < grown < 1000 * 1280 * 4 / 1e6 + 0.2
+    assert line.target.met(line.ratio) == "no"

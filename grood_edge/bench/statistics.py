@@ -91,8 +91,8 @@ def ratio_interval(rounds: Sequence[np.ndarray]) -> Interval:
 
     The median of n times that are drawn from n is one of them, and its place is distributed as Beta((n + 1) / 2,
     (n + 1) / 2): so it is drawn at once. The sides are drawn apart, and what differs within rounds counts between them
-    as well: with many rounds the interval is rather too wide than too narrow. Not with few: where rounds differed by more
-    than chance within them, it held the ratio in 96.5 % of simulations with eight rounds, and in 86 % with three.
+    as well: with many rounds the interval is rather too wide than too narrow. Not with few: in a simulation it held the
+    ratio in 96.5 % of the cases with eight rounds, and in 86 % with three.
     """
     rng = np.random.default_rng(0)
     sizes = np.array([len(times) for times in rounds])
