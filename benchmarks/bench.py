@@ -174,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.write and (options.only or options.quick):
         parser.error(
-            "--write replaces the whole table; expected neither --only nor --quick beside it: leave one or the other out"
+            "--write replaces the whole table, so it goes with neither --only nor --quick; leave out one or the other"
         )
     results: dict[str, dict[str, Any]] = {}
     day = date.today().isoformat()

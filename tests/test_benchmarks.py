@@ -43,7 +43,7 @@ class TestRatios:
 
     def test_every_side_is_called_as_often_and_each_goes_first_in_turn(self, ratios: ModuleType) -> None:
         calls: list[str] = []
-        times = ratios.interleaved([lambda: calls.append("a"), lambda: calls.append("b")], 0, least=2, warm_up=0)
+        times = ratios.interleaved([lambda: calls.append("a"), lambda: calls.append("b")], 0.0, least=2, warm_up=0)
         assert times.shape == (2, 2)
         assert sorted(["".join(calls[:2]), "".join(calls[2:])]) == ["ab", "ba"]
 
