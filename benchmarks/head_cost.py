@@ -37,7 +37,7 @@ from grood_edge.ort import open_ort
 from grood_edge.preprocessing import resolve_preprocessing
 from grood_edge.scoring import IDENTITY, BankDtype, Head, OodHead, ScoreMap, class_distances, log_s_of
 
-ROUNDS, ROUNDS_AIMED, SECONDS = 3, 6, 3.5  # seconds a round, all sides together
+ROUNDS, ROUNDS_AIMED, SECONDS = 3, 8, 3.5  # seconds a round, all sides together
 LEAST, WARM_UP = 5, 3  # turns
 CALIBRATION, KNOTS = 1000, 16
 PROFILED = 100
