@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 from grood_edge import __version__
 from grood_edge.cli import app
+from grood_edge.cli_version import version_lines
 from grood_edge.demo.images import DemoImages
 from grood_edge.demo.network import DigitNetwork
 from grood_edge.export.torch_classifier import onnx_from_torch
@@ -320,10 +321,36 @@ def test_version_says_what_is_installed_and_help() -> None:
     assert f"Python {platform.python_version()}" in version[1]
     assert f"cpu: onnxruntime {onnxruntime.__version__}" in version
     assert not any(line.startswith(("gpu:", "dev:")) for line in version)
+    assert len([line for line in version if " pillow " in line]) == 1
     help_text = run("--help").output
     for command in ("export", "calibrate", "score", "evaluate", "inspect", "verify", "demo"):
         assert command in help_text
         assert run(command, "--help").exit_code == 0
+
+
+def test_version_lists_half_an_extra_and_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {"torch": "2.13.0", "pillow": "13.0.0"}
+    asked = ["pillow>=10", "torch>=2.9; extra == 'torch'", "onnxscript>=0.5; extra == 'torch'",
+             "opencv-python-headless; extra == 'video'", "pillow>=10.1; extra == 'video'"]  # fmt: skip
+    monkeypatch.setattr("grood_edge.cli_version._requirements", lambda: asked)
+    monkeypatch.setattr("grood_edge.cli_version._version", lambda name: installed.get(name, ""))
+    assert version_lines()[2:] == ["always: pillow 13.0.0", "torch: torch 2.13.0, onnxscript missing"]
+
+
+def test_version_of_a_clone_has_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("grood_edge.cli_version.COMMIT", tmp_path / "commit.txt")
+    monkeypatch.setattr("grood_edge.cli_version.CLONE", tmp_path)
+    assert "commit" not in version_lines()[0]
+    identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    (tmp_path / "file").write_text("1")
+    for words in (("init", "-q"), ("add", "file"), (*identity, "commit", "-q", "-m", "first")):
+        subprocess.run(["git", "-C", tmp_path, *words], check=True, timeout=60)
+    commit = subprocess.check_output(["git", "-C", tmp_path, "rev-parse", "HEAD"], text=True).strip()
+    assert version_lines()[0].endswith(f", commit {commit}")
+    (tmp_path / "file").write_text("2")
+    assert version_lines()[0].endswith(f", commit {commit}-dirty")
+    monkeypatch.setenv("PATH", "")
+    assert "commit" not in version_lines()[0]
 
 
 @pytest.mark.parametrize(
