@@ -197,7 +197,8 @@ def class_distances(features: Features64, prototypes: Prototypes) -> np.ndarray:
     h, p = features - center, prototypes - center
     squares = np.einsum("nd,nd->n", h, h)[:, None] + np.einsum("kd,kd->k", p, p)[None, :] - 2.0 * (h @ p.T)
     nearest = squares.argmin(axis=1)
-    direct = h - p[nearest]
+    direct = p[nearest]
+    np.subtract(h, direct, out=direct)
     squares[np.arange(len(h)), nearest] = np.einsum("nd,nd->n", direct, direct)
     distances: np.ndarray = np.sqrt(np.maximum(squares, 0.0))
     return distances

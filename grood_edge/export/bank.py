@@ -4,13 +4,15 @@ The bank is made of the correctly classified images, or of k-means centres of th
 kept, so that an image or a class can be left out of it afterwards.
 """
 
+import itertools
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import compress
 
 import numpy as np
 
-from grood_edge.arrays import Features64, Labels, Prototypes, Scores64
+from grood_edge.arrays import Features, Features64, Labels, Prototypes, Scores64, Vector64
 from grood_edge.errors import DatasetError, MissingExtraError
 from grood_edge.export.features import FeatureTable
 from grood_edge.export.ood_prototype import OodSource
@@ -23,7 +25,9 @@ __all__ = ["BankRows", "HeadPlan", "bank_candidates", "bank_rows", "fit_head", "
 
 KMEANS_ITERATIONS = 10
 MAP_IMAGES = 1000  # bank images that a score map is fitted on
+MAP_BLOCK = 256  # of them against all bank rows at a time
 KMEANS_DIRECTIONS = 64  # principal directions of u that clusters are looked for in
+BLOCK = 1024  # images in float64 at a time: all of them would be the largest part of what a device has
 FULL_KMEANS = 100_000_000  # images x centres; beyond, MiniBatchKMeans: faster, and worse in sparse regions
 
 
@@ -46,10 +50,10 @@ class HeadPlan:
 class BankRows:
     """The images that the bank is made of, and the row that each is part of.
 
-    features float64 `[n, d]`, labels int64 `[n]`, names `[n]`; assignment int64 `[n]` to rows 0..m-1.
+    features float32 `[n, d]`, labels int64 `[n]`, names `[n]`; assignment int64 `[n]` to rows 0..m-1.
     """
 
-    features: Features64
+    features: Features
     labels: Labels
     names: tuple[str, ...]
     assignment: np.ndarray
@@ -60,12 +64,15 @@ class BankRows:
         return int(self.assignment.max(initial=-1)) + 1
 
     def means(self, values: np.ndarray) -> np.ndarray:
-        """Return the mean of `values` `[n, ...]` in each row, `[m, ...]`."""
+        """Return the mean of `values` `[n, ...]` in each row, float64 `[m, ...]`."""
         order = np.argsort(self.assignment, kind="stable")
         starts = np.searchsorted(self.assignment[order], np.arange(self.count))
+        means = np.empty((self.count, *values.shape[1:]))
+        for rows in _blocks_of_rows(starts, len(order)):
+            first, end = starts[rows.start], starts[rows.stop] if rows.stop < self.count else len(order)
+            np.add.reduceat(values[order[first:end]].astype(np.float64), starts[rows] - first, axis=0, out=means[rows])
         counts = np.bincount(self.assignment, minlength=self.count)
-        sums = np.add.reduceat(values[order], starts, axis=0)
-        means: np.ndarray = sums / counts.reshape(-1, *(1 for _ in sums.shape[1:]))
+        means /= counts.reshape(-1, *(1 for _ in means.shape[1:]))
         return means
 
     def without_class(self, label: int) -> "BankRows":
@@ -84,7 +91,9 @@ class BankRows:
 
     def nearest_names(self) -> tuple[str, ...]:
         """Return, for each row, the name of the nearest image of the row's class."""
-        distance = np.linalg.norm(self.features - self.means(self.features)[self.assignment], axis=1)
+        means, distance = self.means(self.features), np.zeros(len(self.features))
+        for block in _blocks(len(distance)):
+            distance[block] = np.linalg.norm(self.features[block] - means[self.assignment[block]], axis=1)
         of_other_class = self.labels != self.row_classes()[self.assignment]
         order = np.lexsort((distance, of_other_class, self.assignment))
         first = order[np.searchsorted(self.assignment[order], np.arange(self.count))]
@@ -113,8 +122,7 @@ def bank_rows(table: FeatureTable, prototypes: Prototypes, plan: HeadPlan) -> Ba
     correct = table.labels == table.predictions
     if not correct.any():
         raise DatasetError("no image is classified correctly; check class order, preprocessing and weights")
-    features = table.features[correct].astype(np.float64)
-    labels = table.labels[correct]
+    features, labels = table.features[correct], table.labels[correct]
     names = tuple(compress(table.names, correct))
     assignment = np.arange(len(labels))
     if plan.rows is not None and 0 < plan.rows < len(labels):
@@ -124,15 +132,17 @@ def bank_rows(table: FeatureTable, prototypes: Prototypes, plan: HeadPlan) -> Ba
 
 def head_of(rows: BankRows, prototypes: Prototypes, plan: HeadPlan, with_maps: bool = True) -> Head:
     """Return the head with these rows, seen from the plan's OOD prototypes beside these class prototypes."""
-    distances = class_distances(rows.features, prototypes)
+    positions = [source.at(prototypes) for source in plan.sources]
+    log_s = np.empty((len(positions), len(rows.features)))
+    for block in _blocks(len(rows.features)):
+        log_s[:, block] = _log_s_seen_from(positions, rows.features[block].astype(np.float64), prototypes, plan.scale)
     bank = np.zeros((0, prototypes.shape[1]))
     if plan.rows != 0:
         bank = rounded_rows(rows.means(rows.features), prototypes, plan.dtype)
-    heads = []
-    for source in plan.sources:
-        position = source.at(prototypes)
-        log_s = log_s_of(distances, np.linalg.norm(rows.features - position, axis=1), plan.scale)
-        heads.append(OodHead(position, rows.means(log_s) if plan.rows != 0 else np.zeros(0)))
+    heads = [
+        OodHead(position, rows.means(values) if plan.rows != 0 else np.zeros(0))
+        for position, values in zip(positions, log_s, strict=True)
+    ]
     head = Head(prototypes, bank, tuple(heads), plan.dtype, plan.scale)
     if len(heads) == 1 or not with_maps:
         return head
@@ -147,29 +157,53 @@ def _own_row_left_out(rows: BankRows, head: Head, seed: int) -> list[Scores64]:
     sample = np.arange(len(rows.features))
     if len(sample) > MAP_IMAGES:
         sample = np.sort(np.random.default_rng(seed).choice(sample, MAP_IMAGES, replace=False))
-    x, own = rows.features[sample], rows.assignment[sample]
-    distances = class_distances(x, head.prototypes)
-    log_s = [log_s_of(distances, np.linalg.norm(x - h.prototype, axis=1), head.scale) for h in head.ood_heads]
+    x, own = rows.features[sample].astype(np.float64), rows.assignment[sample]
+    log_s = _log_s_seen_from([h.prototype for h in head.ood_heads], x, head.prototypes, head.scale)
     if len(head.bank) == 0 or len(rows.features) < 2:
         return log_s
     size = np.bincount(rows.assignment)[own].astype(np.float64)
     others = np.maximum(size - 1, 1)  # a row of one image has no others: it is left out, whatever stands for it
     products = x @ head.bank.T
-    scores = []
-    for ood_head, ls in zip(head.ood_heads, log_s, strict=True):
+    scores = [np.empty(len(x)) for _ in head.ood_heads]
+    for ood_head, ls, found in zip(head.ood_heads, log_s, scores, strict=True):
         p = ood_head.prototype
         seen = SeenBank.of(head.bank, p)
-        distance, _ = log_distances(seen.cosine(x, products), ls[:, None], ood_head.bank_log_s[None, :])
         v, w = x - p, (size[:, None] * head.bank[own] - x) / others[:, None] - p
         length = np.maximum(np.linalg.norm(v, axis=1), seen.least) * np.maximum(np.linalg.norm(w, axis=1), seen.least)
         rest_log_s = (size * ood_head.bank_log_s[own] - ls) / others
         to_rest, _ = log_distances(np.einsum("nd,nd->n", v, w) / length, ls, rest_log_s)
-        distance[np.arange(len(own)), own] = np.where(size > 1, to_rest, np.inf)
-        scores.append(distance.min(axis=1))
+        for start in range(0, len(x), MAP_BLOCK):
+            part = slice(start, start + MAP_BLOCK)
+            cosine = seen.cosine(x[part], products[part])
+            distance, _ = log_distances(cosine, ls[part, None], ood_head.bank_log_s[None, :])
+            distance[np.arange(len(distance)), own[part]] = np.where(size[part] > 1, to_rest[part], np.inf)
+            found[part] = distance.min(axis=1)
     return scores
 
 
-def _clusters(features: Features64, prototypes: Prototypes, plan: HeadPlan) -> np.ndarray:
+def _log_s_seen_from(positions: list[Vector64], x: Features64, prototypes: Prototypes, scale: float) -> list[Scores64]:
+    """Return log s of each sample, one array an OOD prototype."""
+    distances = class_distances(x, prototypes)
+    return [log_s_of(distances, np.linalg.norm(x - position, axis=1), scale) for position in positions]
+
+
+def _blocks(count: int) -> Iterator[slice]:
+    """Divide 0..count into blocks of `BLOCK`; the last one has what is left, up to twice as much.
+
+    A short block could go another way through BLAS, and its last bits would not be those of the whole.
+    """
+    for start in range(0, max(1, count // BLOCK) * BLOCK, BLOCK):
+        yield slice(start, start + BLOCK if start + 2 * BLOCK <= count else count)
+
+
+def _blocks_of_rows(starts: np.ndarray, images: int) -> Iterator[slice]:
+    """Divide bank rows, whose images begin at `starts` int64 `[m]`, into blocks of about `BLOCK` images."""
+    bounds = np.unique(np.append(np.searchsorted(starts, np.arange(0, images, BLOCK)), len(starts))).tolist()
+    for first, end in itertools.pairwise(bounds):
+        yield slice(first, end)
+
+
+def _clusters(features: Features, prototypes: Prototypes, plan: HeadPlan) -> np.ndarray:
     """Cluster the images by (u, log s) of the first OOD prototype; return the row of each image.
 
     On g itself most images fall into one cluster as soon as s spans orders of magnitude.
@@ -182,10 +216,14 @@ def _clusters(features: Features64, prototypes: Prototypes, plan: HeadPlan) -> n
     except ImportError as error:
         raise MissingExtraError("scikit-learn", "export", "A k-means bank (--bank N)") from error
     assert plan.rows is not None
-    v = features - plan.sources[0].at(prototypes)
-    length = np.linalg.norm(v, axis=1)
-    u = np.divide(v, np.maximum(length, 1e-30)[:, None], out=v)  # a second [n, d] in float64 is much on a device
-    log_s = log_s_of(class_distances(features, prototypes), length, plan.scale)
+    position = plan.sources[0].at(prototypes)
+    u, log_s = np.empty(features.shape), np.empty(len(features))
+    for block in _blocks(len(features)):
+        x = features[block].astype(np.float64)
+        v = np.subtract(x, position, out=u[block])
+        length = np.linalg.norm(v, axis=1)
+        v /= np.maximum(length, 1e-30)[:, None]
+        log_s[block] = log_s_of(class_distances(x, prototypes), length, plan.scale)
     # One thread: the order of float additions, and with it the artifact's bytes, must not depend on timing.
     with threadpool_limits(limits=1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # duplicates among the images give fewer clusters

@@ -43,7 +43,7 @@ def test_scale_of_the_distances_reaches_the_bank(table: FeatureTable) -> None:
     head, rows = fit_head(table, replace(TWO, scale=4.0))
     assert head.scale == 4.0
     for ood_head in head.ood_heads:
-        expected = log_s(rows.features, head.prototypes, ood_head.prototype, 4.0)
+        expected = log_s(rows.features.astype(np.float64), head.prototypes, ood_head.prototype, 4.0)
         np.testing.assert_allclose(ood_head.bank_log_s, expected, rtol=1e-12)
 
 
@@ -116,7 +116,8 @@ def test_int8_rows_equal_what_the_file_reads_back(rows: int | None, table: Featu
     np.testing.assert_allclose(stored.bank, head.bank, atol=1e-6)
     for ours, read in zip(head.ood_heads, stored.ood_heads, strict=True):
         np.testing.assert_allclose(read.bank_log_s, ours.bank_log_s, rtol=1e-6)
-    assert fitted.features.dtype == np.float64  # the rounding is of the rows, not of the images
+    images = correct_features(table)
+    np.testing.assert_array_equal(fitted.features, images)  # the rounding is of the rows, not of the images
 
 
 def _model_with(tensors: dict[str, np.ndarray]) -> bytes:
@@ -183,7 +184,7 @@ def test_maps_are_fitted_on_scores_without_the_images_own_row(table: FeatureTabl
         rest = np.arange(len(rows.features)) != place
         ood_heads = tuple(replace(h, bank_log_s=h.bank_log_s[rest]) for h in head.ood_heads)
         others = replace(head, bank=head.bank[rest], ood_heads=ood_heads)
-        expected = nearest_rows(rows.features[place : place + 1], others)
+        expected = nearest_rows(rows.features[place : place + 1].astype(np.float64), others)
         for found, nearest in zip(scores, expected, strict=True):
             assert found[place] == pytest.approx(nearest.score[0], abs=2e-2)
 
@@ -199,15 +200,17 @@ def test_maps_of_kmeans_rows_leave_the_image_out_of_its_row(table: FeatureTable)
         bank = head.bank.copy()
         siblings = rest & (rows.assignment == own)
         keep = np.arange(len(bank)) != own if sizes[own] == 1 else np.ones(len(bank), bool)
-        bank[own] = rows.features[siblings].mean(axis=0) if siblings.any() else bank[own]
+        bank[own] = rows.features[siblings].mean(axis=0, dtype=np.float64) if siblings.any() else bank[own]
         ood_heads = []
         for ood_head in head.ood_heads:
             values = ood_head.bank_log_s.copy()
             if siblings.any():
-                values[own] = log_s(rows.features[siblings], head.prototypes, ood_head.prototype).mean()
+                x = rows.features[siblings].astype(np.float64)
+                values[own] = log_s(x, head.prototypes, ood_head.prototype).mean()
             ood_heads.append(replace(ood_head, bank_log_s=values[keep]))
         expected = nearest_rows(
-            rows.features[place : place + 1], replace(head, bank=bank[keep], ood_heads=tuple(ood_heads))
+            rows.features[place : place + 1].astype(np.float64),
+            replace(head, bank=bank[keep], ood_heads=tuple(ood_heads)),
         )
         for found, nearest in zip(scores, expected, strict=True):
             assert found[place] == pytest.approx(nearest.score[0], abs=2e-2)
@@ -239,7 +242,7 @@ def test_without_class_leaves_its_images_and_empty_rows_out(table: FeatureTable)
 
 
 def test_rows_of_no_images_are_none() -> None:
-    empty = BankRows(np.zeros((0, 3)), np.zeros(0, np.int64), (), np.zeros(0, np.int64))
+    empty = BankRows(np.zeros((0, 3), np.float32), np.zeros(0, np.int64), (), np.zeros(0, np.int64))
     assert empty.count == 0
 
 
