@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from grood_edge.errors import MissingExtraError, SourceError
+from grood_edge.images import IMAGE_SUFFIXES
 from grood_edge.runtime.capture.ros_images import IMAGE_TYPES, BadMessageError, UnknownEncodingError, read_picture
 from grood_edge.runtime.capture.sources import Clock, Shot, Source, StreamedSource
 from grood_edge.runtime.capture.stamps import StampClock
@@ -34,16 +35,19 @@ class Entry:
 
 
 def is_bag(path: Path) -> bool:
-    """Say whether a path is an .mcap or .db3 file, or a folder that holds some or a metadata.yaml."""
+    """Say whether a path is an .mcap or .db3 file, or a folder with a metadata.yaml, or with some and no images."""
     if path.is_dir():
-        return (path / "metadata.yaml").is_file() or bool(_storage_files(path))
+        if (path / "metadata.yaml").is_file():
+            return True
+        images = any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.iterdir())  # a stray .mcap among them
+        return not images and bool(_storage_files(path))
     return path.suffix.lower() in (*_SUFFIXES, ".bag")
 
 
 def open_bag(path: Path, topic: str | None = None, clock: Clock = time.monotonic) -> Source:
     """Open the images of one topic; RGB or grey. `source_time` is the stamp in the header, else the time of logging.
 
-    A stamp that moves 10 seconds further than the log does, or back, is not believed: see `StampClock`.
+    A stamp that moves a second further than the log does, or back, is not believed: see `StampClock`.
     A message that is no picture is a frame without image; where the recording was cut off, a last such frame says so.
 
     Args:

@@ -16,8 +16,10 @@ from PIL import Image
 
 from grood_edge.errors import SourceError
 from grood_edge.runtime.capture import bags
+from grood_edge.runtime.capture.bags import is_bag
 from grood_edge.runtime.capture.ros_images import BadMessageError, UnknownEncodingError, read_picture
 from grood_edge.runtime.capture.sources import CapturedFrame, Source, SourceOptions, open_source
+from grood_edge.runtime.capture.stamps import StampClock
 from tests.runtime.capture.reading import frames_of
 
 rosbag2 = pytest.importorskip("rosbags.rosbag2", reason="rosbags, which writes the bags of the tests, is not installed")
@@ -221,11 +223,50 @@ def stamped(path: Path, stamps: list[int], logs: list[int] | None = None) -> Pat
     ([50, 51, 2**31 - 1, 53, 54], [50.5, 51.5, 52.5, 53.5, 54.5]),  # one wild stamp: the log's step
     ([2**31 - 1, 51, 52], [2**31 - 0.5, 2**31 + 0.5, 2**31 + 1.5]),  # the first one: the steps are right all the same
     ([50, 51, 20, 21], [50.5, 51.5, 52.5, 53.5]),  # a clock that was set back
-    ([50, 59, 68], [50.5, 59.5, 68.5]),  # a simulation that runs faster than the log
+    ([50, 52, 54], [50.5, 52.5, 54.5]),  # a simulation that runs faster than the log
+    ([50, 59, 68], [50.5, 51.5, 52.5]),  # so fast that it could not be told from wild stamps
 ])  # fmt: skip
 def test_a_wild_stamp_does_not_carry_the_clock_away(tmp_path: Path, stamps: list[int], expected: list[float]) -> None:
     frames = frames_of(open_source(str(stamped(tmp_path / "bag", stamps))))
     assert [f.source_time for f in frames] == expected
+
+
+@pytest.mark.parametrize(
+    "wild", [{3: 9.0}, {3: 1.2}, dict.fromkeys(range(3, 40), 5.0), dict.fromkeys(range(3, 40), -5.0)]
+)
+def test_a_stamp_ahead_and_a_clock_that_is_set_neither_hold_nor_turn_the_clock(wild: dict[int, float]) -> None:
+    clock = StampClock()
+    times = [clock.time_of(50 + index / 10 + wild.get(index, 0.0), 1000 + index / 10) for index in range(40)]
+    assert times == pytest.approx([50 + index / 10 for index in range(40)])
+
+
+def test_a_believed_leap_does_not_hold_the_clock_either() -> None:
+    clock = StampClock()
+    found = [
+        clock.time_of(50 + index / 10 + (0.9 if index == 3 else 0), 1000 + index / 10) or 0.0 for index in range(9)
+    ]
+    assert found[3] == pytest.approx(51.2)
+    assert np.diff(found[3:]) == pytest.approx(np.full(5, 0.1))
+
+
+def test_late_logs_are_jitter_and_without_a_log_the_stamps_count() -> None:
+    clock = StampClock()
+    late = (0.0, 0.4, 0.8, 0.7, 0.0, 0.3)  # seconds that a network delayed each message by
+    found = [clock.time_of(50 + index / 10, 1000 + index / 10 + late[index]) for index in range(6)]
+    assert found == pytest.approx([50 + index / 10 for index in range(6)])
+    alone = StampClock()
+    assert [alone.time_of(stamp, None) for stamp in (50.0, 53.0, 52.0, 56.0)] == [50.0, 53.0, 53.0, 56.0]
+
+
+def test_images_beside_a_stray_recording_are_images(tmp_path: Path) -> None:
+    write_bag(tmp_path / "bag", "SQLITE3", CAMERA)
+    (tmp_path / "bag" / "0.png").write_bytes(encoded(PIXELS[..., :3], "PNG"))
+    assert is_bag(tmp_path / "bag")
+    (tmp_path / "bag" / "metadata.yaml").unlink()
+    assert not is_bag(tmp_path / "bag")
+    assert len(frames_of(open_source(str(tmp_path / "bag")))) == 1
+    (tmp_path / "bag" / "0.png").unlink()
+    assert is_bag(tmp_path / "bag")
 
 
 def test_a_wild_time_in_the_log_is_passed_over_and_a_gap_is_a_gap(tmp_path: Path) -> None:
