@@ -104,11 +104,7 @@ class AlarmFrames:
         self._ring.clear()
         self._ring_bytes = 0
         while self._pending:
-            try:
-                self._save(*self._pending.popleft())
-            except OutputError:
-                self._pending.clear()
-                raise
+            self._save(*self._pending.popleft())
 
     def _remember(self, document: dict[str, Any], image: np.ndarray | None) -> None:
         """Copy a frame into the ring: once that is full, into the pixels of its oldest."""
@@ -130,6 +126,13 @@ class AlarmFrames:
         return image
 
     def _save(self, alarm: str, kept: _Kept) -> None:
+        try:
+            self._write_pair(alarm, kept)
+        except OutputError:
+            self._pending.clear()  # what still waits would fail alike, and hide the first reason
+            raise
+
+    def _write_pair(self, alarm: str, kept: _Kept) -> None:
         name = f"{kept.document['index']:08d}"
         picture = b"" if kept.image is None else jpeg(kept.image, self._color, QUALITY)
         document = {**kept.document, "picture_bytes": len(picture)}
@@ -138,11 +141,18 @@ class AlarmFrames:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            self._pending.clear()
             raise write_error(folder, error, "the frames of earlier alarms are whole") from error
         # The document first: a picture that a kill left without one would be taken for somebody else's, and stay.
-        for suffix, data in ((".json", text), (".jpg", picture)):
-            if data:
-                with published(folder / (name + suffix), force=True) as temporary:
-                    temporary.write_bytes(data)
-                self._folder.count(alarm, len(data))
+        self._write(alarm, folder / f"{name}.json", text)
+        if picture:
+            try:
+                self._write(alarm, folder / f"{name}.jpg", picture)
+            except OutputError:
+                (folder / f"{name}.json").unlink(missing_ok=True)
+                self._folder.count(alarm, -len(text))
+                raise
+
+    def _write(self, alarm: str, path: Path, data: bytes) -> None:
+        with published(path, force=True) as temporary:
+            temporary.write_bytes(data)
+        self._folder.count(alarm, len(data))

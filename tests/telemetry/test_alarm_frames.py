@@ -240,9 +240,7 @@ class TestDisk:
             frames = opened(disk / "alarms")
             with pytest.raises(OutputError, match="the disk is full"):
                 write_all(frames, stream(video, (10, 14, 18, 22, 26, 30)))
-            with contextlib.suppress(OutputError):  # what still waits does not fit either
-                frames.close()
-            frames.close()
+            frames.close()  # what still waits would not fit either
             pictures = [path for path in (disk / "alarms").rglob("*") if path.is_file()]
             assert len(pictures) > 30
             for path in pictures:
@@ -252,6 +250,29 @@ class TestDisk:
                         picture.load()
                 else:
                     assert json.loads(path.read_text())["source"] == "bikes.mp4"
+                    assert path.with_suffix(".jpg").exists()
+
+    def test_a_picture_that_does_not_fit_takes_its_document_along(
+        self, tmp_path: Path, video: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole, pictures = published, list[Path]()
+
+        @contextlib.contextmanager
+        def full(path: Path, force: bool) -> Iterator[Path]:
+            pictures.extend([path] if path.suffix == ".jpg" else [])
+            if len(pictures) == 4:
+                raise OutputError(f"cannot write {path}: the disk is full")
+            with whole(path, force) as temporary:
+                yield temporary
+
+        monkeypatch.setattr(alarm_frames, "published", full)
+        frames = opened(tmp_path / "alarms")
+        with pytest.raises(OutputError, match="the disk is full"):
+            write_all(frames, stream(video, (15,)))
+        frames.close()  # raises nothing that would hide the first reason
+        assert len(pictures) == 4
+        assert saved(tmp_path / "alarms") == [[5, 6, 7]]
+        assert sum(frames._folder._sizes.values()) == bytes_in(tmp_path)
 
 
 @pytest.mark.parametrize("action", ["save:", "save", "stop", "SAVE:x", ""])
