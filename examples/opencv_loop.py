@@ -1,4 +1,6 @@
-"""The shortest loop, for what OpenCV opens.
+"""The shortest loop, for what OpenCV opens: no frame health (a black frame is scored), no decision over time.
+
+robot_loop.py has both.
 
 python opencv_loop.py model.onnx 0   (or a video file)
 """

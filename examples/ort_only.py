@@ -1,4 +1,4 @@
-"""An artifact needs no grood_edge.
+"""An artifact needs no grood_edge. Unlike grood_edge this takes PNGs of 16 bits too, and cuts their levels off.
 
 python ort_only.py model.onnx image.png
 """
@@ -8,14 +8,14 @@ import sys
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 contract = json.loads(session.get_modelmeta().custom_metadata_map["grood_edge.contract"])
 p = contract["preprocessing"]
 camera, size, how = p["camera"], (p["width"], p["height"]), Image.Resampling[p["filter"].upper()]
 grey = camera["layout"] == "gray" if camera else p["channels"] == 1
-image = Image.open(sys.argv[2]).convert("L" if grey else "RGB")
+image = ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("L" if grey else "RGB")
 if camera:  # the graph resizes and crops, and takes frames of that camera alone
     size = (camera["width"], camera["height"])
     if image.size != size:

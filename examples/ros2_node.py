@@ -9,8 +9,11 @@ import json
 import time
 from typing import Any
 
+from grood_edge.errors import FrameError
 from grood_edge.runtime import open_session
+from grood_edge.runtime.capture.health import HealthMemory, HealthRules, check_frame, describe
 from grood_edge.runtime.capture.ros_images import BadMessageError, read_picture
+from grood_edge.runtime.capture.sources import CapturedFrame
 from grood_edge.runtime.decision import Observation, State, parse_decision
 
 IMAGE = "sensor_msgs/msg/Image"
@@ -27,13 +30,21 @@ class Judge:
         self.decision = parse_decision(f"hysteresis:k=3,n=4,no-view={PATIENCE}", self.session.contract)
         self.memory: Any = self.decision.start(now)
         self.newest = now
+        camera = self.session.contract.preprocessing.camera
+        shape = None if camera is None else (camera.height, camera.width)
+        self.rules, self.health = HealthRules(max_age=None, shape=shape), HealthMemory()
 
     def image(self, message: bytes, now: float) -> Report:
         """Judge a serialised Image."""
         self.newest = now
         try:
-            verdict = self.session.predict(read_picture(IMAGE, message).image)
-        except BadMessageError as error:
+            frame = CapturedFrame(read_picture(IMAGE, message).image, 0, now, None, "ros")
+            self.health, status = check_frame(self.rules, self.health, frame, now)
+            if status != "OK":  # black, saturated, frozen, or of another size than the camera's: never scored
+                state, why = self._after(Observation(now, status)), describe(self.rules, frame, now, status)
+                return 2, f"{state.name}: {status}, {why}", {"state": state.name, "since": state.since}
+            verdict = self.session.predict(frame.image)
+        except (BadMessageError, FrameError) as error:
             state = self._after(Observation(now, "INVALID"))
             return 2, f"{state.name}: an image that cannot be read: {error}", {"state": state.name}
         seen = Observation(now, "INVALID")

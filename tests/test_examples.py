@@ -1,20 +1,27 @@
 """The examples, run as they stand on what they are for."""
 
 import os
+import runpy
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any, Literal
 
 import cv2
 import numpy as np
+import onnxruntime
 import pytest
 from PIL import Image
 from rosbags.rosbag2 import Reader, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from grood_edge.artifact import read_artifact
+from grood_edge.artifact import artifact_bytes, read_artifact
 from grood_edge.demo.images import DemoImages
+from grood_edge.errors import SourceError
 from grood_edge.images import find_images, load_image
 from grood_edge.runtime import open_session
 from grood_edge.runtime.selftest import MODEL
@@ -81,7 +88,62 @@ def test_opencv_loop_and_robot_loop_read_a_video(tmp_path: Path) -> None:
     assert all("unknown" in line for line in lines)  # a street is no digit
     said = run("robot_loop.py", MODEL, video)
     assert "STOP: UNKNOWN" in said
-    assert said.rstrip().endswith("the source has ended")
+    assert said.splitlines()[-1] == "STOP: the loop has ended"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SourceError])
+def test_the_robot_is_left_standing_whatever_ends_the_loop(
+    error: type[BaseException], digit: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, on_change: Callable[[SimpleNamespace], None]) -> None:
+        on_change(SimpleNamespace(time=1.0, state=SimpleNamespace(name="KNOWN", reason="a cup")))
+        raise error("it is gone")
+
+    monkeypatch.setattr("grood_edge.runtime.stream.verdicts", broken)
+    monkeypatch.setattr(sys, "argv", ["robot_loop.py", str(MODEL), str(digit)])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(error, match="it is gone"):
+        runpy.run_path(str(EXAMPLES / "robot_loop.py"), run_name="__main__")
+    first, last = capsys.readouterr().out.splitlines()
+    assert (first.split(":")[0], last) == ("go", "STOP: the loop has ended")
+
+
+@pytest.mark.parametrize("crop", ["stretch", "center", "letterbox"])
+def test_the_file_alone_sees_what_the_session_sees(
+    crop: Literal["stretch", "center", "letterbox"], digit: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Also images on their side by EXIF, of any proportions, in colour, with transparency."""
+    artifact = read_artifact(MODEL)
+    p = replace(artifact.contract.preprocessing, crop=crop, short_side=36 if crop == "center" else None)
+    (tmp_path / "model.onnx").write_bytes(artifact_bytes(artifact.model, replace(artifact.contract, preprocessing=p)))
+    wide = Image.open(digit).convert("L").resize((200, 137))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    wide.save(tmp_path / "turned.jpg", exif=exif)
+    wide.save(tmp_path / "wide.png")
+    wide.convert("RGBA").save(tmp_path / "rgba.png")
+    wide.resize((9, 400)).save(tmp_path / "thin.png")
+    seen: list[np.ndarray] = []
+    whole = onnxruntime.InferenceSession.run
+
+    def noted(session: onnxruntime.InferenceSession, names: Any, feed: dict[str, np.ndarray]) -> Any:
+        seen.append(feed["image"])
+        return whole(session, names, feed)
+
+    with open_session(tmp_path / "model.onnx") as session:
+        for path in sorted([*tmp_path.glob("*.png"), *tmp_path.glob("*.jpg")]):
+            verdict = session.predict(load_image(path))
+            with monkeypatch.context() as patch:
+                patch.setattr(sys, "argv", ["ort_only.py", str(tmp_path / "model.onnx"), str(path)])
+                patch.setattr(onnxruntime.InferenceSession, "run", noted)
+                runpy.run_path(str(EXAMPLES / "ort_only.py"), run_name="__main__")
+            said = capsys.readouterr().out
+            assert verdict.class_name in said
+            assert said.startswith("unknown") == verdict.is_ood
+            prepared = session.prepare(load_image(path))
+            assert np.abs(seen[-1][0].astype(int) - prepared.astype(int)).max() <= 1, path
+    assert len(seen) == 4
 
 
 def test_the_ros_node_judges_a_recorded_bag(digit: Path, tmp_path: Path) -> None:
@@ -94,7 +156,9 @@ def test_the_ros_node_judges_a_recorded_bag(digit: Path, tmp_path: Path) -> None
     with Writer(tmp_path / "bag", version=9) as bag:
         topic = bag.add_connection("/image", "sensor_msgs/msg/Image", typestore=store)
         for index in range(16):
-            pixels, encoding = (known, "mono8") if index < 8 else (np.ascontiguousarray(street), "bgr8")
+            shown, encoding = (known, "mono8") if index < 8 else (street, "bgr8")
+            pixels = np.array(shown)
+            pixels[0, 0] = index  # a camera that repeats itself is FROZEN
             message = image_type(
                 header=header_type(stamp=time_type(sec=index, nanosec=0), frame_id="camera"), height=pixels.shape[0],
                 width=pixels.shape[1], encoding=encoding, is_bigendian=0, step=pixels.strides[0], data=pixels.ravel(),
@@ -111,12 +175,39 @@ def test_the_ros_node_judges_a_recorded_bag(digit: Path, tmp_path: Path) -> None
     assert "no valid frame for 0.60 s; the newest is STALE" in sentence
     level, sentence, _ = judge.image(b"\0\1\0\0junk", 15.7)
     assert (level, "cannot be read" in sentence) == (2, True)
+    for index in range(8):
+        level, sentence, _ = judge.image(serialised(np.zeros((48, 64, 3), np.uint8)), 16 + index / 10)
+    assert (level, sentence.split(",")[0]) == (2, "NO-VIEW: FROZEN")
+    assert "NO-VIEW: BLACK" in judge.image(serialised(np.zeros((24, 32, 3), np.uint8)), 17.0)[1]
     judge.session.close()
     levels = [level for level, _, _ in judged]
     assert levels[7] == 0
     assert judged[7][2]["state"] == "KNOWN"
     assert levels[15] == 1
     assert judged[15][1].startswith("UNKNOWN: ")
+
+
+def test_the_ros_node_says_that_the_camera_is_not_the_artifacts(tmp_path: Path) -> None:
+    path = tmp_path / "camera.onnx"
+    path.write_bytes(with_camera(read_artifact(MODEL), SELFTEST_CAMERA))
+    street = next(frames_of(packaged_video("bikes.mp4")))
+    judge = example("ros2_node").Judge(str(path), 0.0)
+    level, sentence, _ = judge.image(serialised(street), 0.1)
+    assert (level, "272x640 (height x width); expected 48x64" in sentence) == (2, True)
+    level, sentence, _ = judge.image(serialised(np.ascontiguousarray(street[:48, :64, :1])), 0.2)
+    assert (level, "expected uint8 [48, 64, 3]" in sentence) == (2, True)
+    judge.session.close()
+
+
+def serialised(pixels: np.ndarray) -> bytes:
+    store = get_typestore(Stores.ROS2_HUMBLE)
+    stamp = store.types["builtin_interfaces/msg/Time"](sec=1, nanosec=0)
+    message = store.types["sensor_msgs/msg/Image"](
+        header=store.types["std_msgs/msg/Header"](stamp=stamp, frame_id="camera"), height=pixels.shape[0],
+        width=pixels.shape[1], encoding="bgr8" if pixels.shape[2] == 3 else "mono8", is_bigendian=0,
+        step=pixels.strides[0], data=pixels.ravel(),
+    )  # fmt: skip
+    return bytes(store.serialize_cdr(message, "sensor_msgs/msg/Image"))
 
 
 def example(name: str) -> ModuleType:
