@@ -29,6 +29,7 @@ class ScoredEpisodes:
     """log e of every frame of each episode, already corrected, NaN where nothing was scored; and what stands beside.
 
     unhealthy: frames a status (BLACK, SATURATED, FROZEN) that were not scored, as `watch` would not score them.
+    resized: frames of another size than the artifact's camera's, which `watch` would call INVALID.
     """
 
     log_e: tuple[np.ndarray, ...]
@@ -37,6 +38,7 @@ class ScoredEpisodes:
     not_valid: int
     unreadable: tuple[tuple[str, str], ...]
     unhealthy: dict[Status, int]
+    resized: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,13 @@ def episode_report(target: Path, contract: Contract, scored: ScoredEpisodes, cor
             f"e-cusum set to {too_often[-1].set_to:g} h alarmed {too_often[-1].alarms} times in {length:.2g} h: these "
             "episodes do not look like the calibration images, or hold objects that are not ID. If they are ID, "
             "recalibrate with --data on frames of this camera, then calibrate on the episodes again"
+        )
+    if scored.resized:
+        camera = contract.preprocessing.camera
+        assert camera is not None
+        warnings.append(
+            f"{scored.resized:,} frames of another size than the camera's {camera.height}x{camera.width} (height x "
+            "width) were resized; watch would call them INVALID"
         )
     if correlation.lag is not None and len(scored.log_e) < FEW_EPISODES:
         warnings.append(f"{len(scored.log_e)} episodes hardly show how much scenes differ; {FEW_EPISODES} or more do")

@@ -30,7 +30,8 @@ __all__ = ["EpisodeOptions", "OpenEpisode", "calibrate_episodes"]
 
 MAX_FRAMES = 20_000_000  # eight bytes each are kept twice
 SAME_RATE = 0.01
-HEALTH = HealthRules(max_age=None)  # frames of files wait; as `stream.stream_rules` has it
+# As `stream.stream_rules` has it, but of any size: as in recalibration, the host resizes what is not the camera's.
+HEALTH = HealthRules(max_age=None)
 
 OpenEpisode = Callable[[Path], Source]
 
@@ -118,6 +119,7 @@ class _Seen:
     hashes: "array[int]" = field(default_factory=lambda: array("Q"))
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     unhealthy: Counter[Status] = field(default_factory=Counter)
+    resized: int = 0
 
     @property
     def frames(self) -> int:
@@ -154,7 +156,13 @@ def _score(
     progress("scoring episodes", len(entries), len(entries))
     assert fps is not None
     return ScoredEpisodes(
-        tuple(log_e), fps, np.array(seen.hashes, np.uint64), not_valid, tuple(seen.unreadable), dict(seen.unhealthy)
+        tuple(log_e),
+        fps,
+        np.array(seen.hashes, np.uint64),
+        not_valid,
+        tuple(seen.unreadable),
+        dict(seen.unhealthy),
+        seen.resized,
     )
 
 
@@ -196,6 +204,8 @@ def _log_e(session: Session, source: Source, captured: CapturedFrame, seen: _See
     """Score a healthy frame; infinite where the verdict is not valid."""
     image = captured.image
     assert image is not None
+    camera = session.contract.preprocessing.camera
+    seen.resized += camera is not None and image.shape[:2] != (camera.height, camera.width)
     bgr = source.color == "bgr" and image.ndim == 3 and image.shape[2] == 3
     prepared = session.prepare(image[..., ::-1] if bgr else image)
     seen.hashes.append(frame_hash(prepared))

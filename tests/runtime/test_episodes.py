@@ -345,6 +345,9 @@ def test_episodes_of_an_artifact_for_a_camera(
     report = calibrate_episodes(path, write("shown", shown), open_episode=ListSource)
     assert report.stream.maxima == pytest.approx(plain.stream.maxima, abs=1e-6)
     assert report.stream.data_digest == plain.stream.data_digest
+    said = "80 frames of another size than the camera's 48x64 (height x width) were resized"
+    assert any(warning.startswith(said) for warning in report.warnings)
+    assert not any("resized" in warning for warning in plain.warnings)
 
 
 def test_a_colour_camera_is_not_turned_twice(tmp_path: Path, write: Write, id_images: list[Path]) -> None:
