@@ -186,8 +186,10 @@ def _settings(text: str, rest: str, accepted: tuple[str, ...]) -> dict[str, floa
 
 def _require_reachable(enter: float, contract: Contract) -> None:
     """Refuse a p_value that no frame can have: the decision would never become UNKNOWN."""
+    if not 0 < enter < 1:
+        raise UsageError(f"hysteresis enters at p_value {enter:g}; expected 0 < enter < 1, such as 0.05")
     n = min(contract.calibration.class_sizes or (contract.calibration.n,))
-    if enter > 0 and not at_most(1 / (n + 1), enter):
+    if not at_most(1 / (n + 1), enter):
         of = " of one class" if contract.calibration.class_sizes else ""
         raise CalibrationError(
             f"hysteresis enters at p_value {enter:g}, but with {n} calibration scores{of} no p_value is below "

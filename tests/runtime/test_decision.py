@@ -207,6 +207,7 @@ def test_parsed_decisions_have_their_settings(contract: Contract) -> None:
         ("", "expected per-frame"),
         ("hysteresis:enter=0.3,leave=0.1", "enter <= leave"),
         ("hysteresis:enter=0", "0 < enter"),
+        ("hysteresis:enter=2", "enters at p_value 2; expected 0 < enter < 1"),
         ("hysteresis:leave=1", "leave is"),
         ("hysteresis:k=6,n=5", "6 of 5"),
         ("hysteresis:k=0", "0 of 7"),
