@@ -20,12 +20,12 @@ _MIB = 1 << 20
 
 def bench_command(
     model: Annotated[Path, typer.Argument(help="The artifact.")],
-    batch: Annotated[str | None, typer.Option(help="Images a run. [default: 1,8]", metavar="N,N,...")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads of onnxruntime. [default: its own]")] = None,
+    batch: Annotated[str | None, typer.Option(help="Images a run. (default: 1,8)", metavar="N,N,...")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of onnxruntime. (default: its own)")] = None,
     seconds: Annotated[float, typer.Option(help="Of measuring, for each batch size.")] = 10.0,
     baseline: Annotated[
         Path | None,
-        typer.Option(help="The bare classifier's .onnx to compare with. [default: the artifact without its head]"),
+        typer.Option(help="The bare classifier's .onnx to compare with. (default: the artifact without its head)"),
     ] = None,
     backend: Backend = "onnxruntime",
     provider: Provider = None,

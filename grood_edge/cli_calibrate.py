@@ -38,7 +38,7 @@ def calibrate_command(
         ),
     ] = None,
     fps: Annotated[
-        float | None, typer.Option(help="Frames a second of the episodes. [default: as the videos say]")
+        float | None, typer.Option(help="Frames a second of the episodes. (default: as the videos say)")
     ] = None,
     threshold_only: Annotated[
         bool, typer.Option("--threshold-only", help="Keep prototypes and bank; replace the calibration scores.")

@@ -21,19 +21,19 @@ TensorRT = Literal["tensorrt", "tensorrt-rtx"]
 def compile_command(
     model: Annotated[Path, typer.Argument(help="The artifact.")],
     backend: Annotated[
-        TensorRT | None, typer.Option(help="[default: tensorrt where it is usable, else tensorrt-rtx]")
+        TensorRT | None, typer.Option(help="(default: tensorrt where it is usable, else tensorrt-rtx)")
     ] = None,
     batch: Annotated[
-        str | None, typer.Option(help="Smallest, most usual, largest batch. [default: 1,1,8]", metavar="MIN,OPT,MAX")
+        str | None, typer.Option(help="Smallest, most usual, largest batch. (default: 1,1,8)", metavar="MIN,OPT,MAX")
     ] = None,
     sm: Annotated[
         str | None,
         typer.Option(
             help="GPUs to build for, with tensorrt-rtx: compute capabilities such as 86,89,120, or current. "
-            "[default: all that it can]"
+            "(default: all that it can)"
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the engine. [default: the model's]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the engine. (default: the model's)")] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Build nothing: list what TensorRT would refuse, with advice.")
     ] = False,

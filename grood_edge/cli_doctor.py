@@ -35,9 +35,9 @@ def doctor_command(as_json: Json = False) -> None:
 
 
 def selftest_command(
-    model: Annotated[Path | None, typer.Argument(help="An artifact. [default: a small one that is built in]")] = None,
+    model: Annotated[Path | None, typer.Argument(help="An artifact. (default: a small one that is built in)")] = None,
     backend: Annotated[
-        list[str] | None, typer.Option(help="Test this one alone; may be repeated. [default: all]")
+        list[str] | None, typer.Option(help="Test this one alone; may be repeated. (default: all)")
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -52,7 +52,7 @@ def export_command(
         str | None, typer.Option(help="Resize in the graph: it takes raw frames of this size alone, such as 720x1280.")
     ] = None,
     layout: Annotated[
-        Literal["rgb", "bgr", "gray"] | None, typer.Option(help="Of those raw frames. [default: rgb]")
+        Literal["rgb", "bgr", "gray"] | None, typer.Option(help="Of those raw frames. (default: rgb)")
     ] = None,
     classes: Annotated[
         Path | None, typer.Option(help="Class names in the network's order, one a line or JSON.")
@@ -94,7 +94,7 @@ def export_command(
     ] = 20_000,
     alpha: Annotated[float, typer.Option(help="Accepted false-alarm rate on ID frames.")] = 0.05,
     delta: Annotated[
-        float | None, typer.Option(help="Risk that the rate exceeds alpha after all. [default: 0.05]")
+        float | None, typer.Option(help="Risk that the rate exceeds alpha after all. (default: 0.05)")
     ] = None,
     rule: Rule = "guaranteed",
     per_class: PerClass = False,

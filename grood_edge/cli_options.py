@@ -14,7 +14,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an existing output
 Alpha = Annotated[float | None, typer.Option(help="Accepted false-alarm rate on ID frames.")]
 Provider = Annotated[
     Literal["cpu", "cuda", "tensorrt-ep"] | None,
-    typer.Option(help="Where onnxruntime runs; never falls back. [default: cpu]"),
+    typer.Option(help="Where onnxruntime runs; never falls back. (default: cpu)"),
 ]
 Backend = Annotated[
     Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"],
@@ -33,13 +33,13 @@ Rule = Annotated[
 ]
 PerClass = Annotated[bool, typer.Option("--per-class", help="p-values, and alpha, for each predicted class.")]
 RuleOrNone = Annotated[
-    Literal["guaranteed", "marginal"] | None, typer.Option(help="As for export. [default: the artifact's own]")
+    Literal["guaranteed", "marginal"] | None, typer.Option(help="As for export. (default: the artifact's own)")
 ]
 PerClassOrNone = Annotated[
-    bool | None, typer.Option("--per-class/--all-classes", help="As for export. [default: as in the artifact]")
+    bool | None, typer.Option("--per-class/--all-classes", help="As for export. (default: as in the artifact)")
 ]
 Threads = Annotated[
-    int | None, typer.Option(help="CPU threads of onnxruntime, and of decoding images. [default: one a core]")
+    int | None, typer.Option(help="CPU threads of onnxruntime, and of decoding images. (default: one a core)")
 ]
 AllowUnreadable = Annotated[bool, typer.Option("--allow-unreadable", help="Go on with over 1 % unreadable images.")]
 Engine = Annotated[
@@ -48,5 +48,5 @@ Engine = Annotated[
 ]
 RayAddress = Annotated[
     str | None,
-    typer.Option(help="Of a running cluster: host:port or auto. [default: Ray on this machine, for this command]"),
+    typer.Option(help="Of a running cluster: host:port or auto. (default: Ray on this machine, for this command)"),
 ]

@@ -133,6 +133,8 @@ def find_images(source: str | Path) -> list[Path]:
     Raises:
         DatasetError: nothing is there, or no image is in it.
     """
+    if not str(source):  # Path("") is the current folder
+        raise DatasetError("the source of images is empty; expected a file, a folder (. for this one) or a glob")
     path = Path(source)
     if os.path.isfile(path):  # unlike Path.is_file, False also for a pattern that is too long for a file name
         return [path]

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import onnxruntime
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from grood_edge import __version__
@@ -21,6 +23,7 @@ from grood_edge.cli_version import version_lines
 from grood_edge.demo.images import DemoImages
 from grood_edge.demo.network import DigitNetwork
 from grood_edge.export.torch_classifier import onnx_from_torch
+from grood_edge.runtime.selftest import MODEL
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
@@ -351,6 +354,22 @@ def test_version_of_a_clone_has_its_commit(tmp_path: Path, monkeypatch: pytest.M
     assert version_lines()[0].endswith(f", commit {commit}-dirty")
     monkeypatch.setenv("PATH", "")
     assert "commit" not in version_lines()[0]
+
+
+@pytest.mark.parametrize("command", sorted(typer.main.get_command(app).commands))  # type: ignore[attr-defined]
+def test_help_says_every_default(command: str) -> None:
+    """Square brackets would be markup to rich, and swallowed."""
+    parameters = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
+    said = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "400", "TERMINAL_WIDTH": "400"}).output
+    for parameter in parameters:
+        for text in re.findall(r"[(\[]default: [^)\]]*[)\]]", getattr(parameter, "help", None) or ""):
+            assert text in said, parameter.name
+
+
+def test_an_empty_source_is_not_the_current_folder() -> None:
+    for command in ("watch", "score"):
+        result = run(command, MODEL, "")
+        assert (result.exit_code != 0, "is empty; expected" in result.output) == (True, True), result.output
 
 
 @pytest.mark.parametrize(
