@@ -11,6 +11,10 @@ from grood_edge.cli_options import Alpha, Backend, Force, Json, Provider, Thread
 from grood_edge.errors import GroodEdgeError, OutputError, SourceError, Terminated, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from grood_edge.runtime.capture.sources import Source
+    from grood_edge.runtime.stream import StreamVerdict
     from grood_edge.telemetry.watching import Tally
 
 __all__ = ["watch_command"]
@@ -29,7 +33,7 @@ def watch_command(
         str, typer.Option(help="per-frame, hysteresis or e-cusum; settings after a colon (docs/stream.md).")
     ] = "hysteresis",
     policy: Annotated[
-        str | None, typer.Option(help="newest, every or drop-oldest:N. [default: newest for cameras, every for files]")
+        str | None, typer.Option(help="newest, every or drop-oldest:N. (default: newest for cameras, every for files)")
     ] = None,
     max_age: Annotated[float, typer.Option(help="Seconds after which a frame is STALE.")] = 0.5,
     topic: Annotated[str | None, typer.Option(help="Image topic of a bag; needed where it has several.")] = None,
@@ -66,7 +70,7 @@ def watch_command(
     try:
         with contextlib.ExitStack() as stack:
             stack.enter_context(limited_threads(threads))
-            _require_elsewhere(source, (record, log, mcap, Path(rerun) if rerun else None))
+            _require_elsewhere(source, (record, log, mcap, *map(_path_in, (rerun, on_unknown))))
             frames = open_source(source, SourceOptions(topic=topic, fps=fps))
             stack.callback(frames.close)
             with progress_bars() as progress:
@@ -82,7 +86,8 @@ def watch_command(
             asked = Asked(show, record, log, mcap, rerun, metrics, on_unknown)
             sinks = open_sinks(asked, session, capture, force)
             stack.enter_context(capture)
-            watch(verdicts(session, capture, rules), sinks, tally, stack.enter_context(status_line()))
+            stream = _with_note(verdicts(session, capture, rules), frames)
+            watch(stream, sinks, tally, stack.enter_context(status_line()))
     except GroodEdgeError as error:
         _conclude(tally, str(error), as_json)
         if isinstance(error, OutputError):
@@ -98,13 +103,39 @@ def watch_command(
 
 
 def _require_elsewhere(source: str, outputs: tuple[Path | None, ...]) -> None:
-    """Refuse to write over what is being watched, `--force` or not."""
-    path = Path(source.removeprefix("replay:"))
+    """Refuse to write over what is being watched, or into a folder that is, `--force` or not."""
+    path = source.removeprefix("replay:")
+    if not os.path.exists(path):  # nor where a link leads nowhere, or to itself
+        return
+    real = Path(os.path.realpath(path))
     for out in outputs:
-        if out is None or not os.path.lexists(path) or not os.path.lexists(out):
+        if out is None:
             continue
-        if path.samefile(out) or path.resolve() in out.resolve().parents:
+        target = Path(os.path.realpath(out))
+        if real in (target, *target.parents) or (os.path.exists(out) and os.path.samefile(path, out)):
             raise UsageError(f"{out} is what is watched, or lies in it; name another output")
+
+
+def _with_note(stream: "Iterator[StreamVerdict]", source: "Source") -> "Iterator[StreamVerdict]":
+    """Say once that a rate is assumed, where it is."""
+    from grood_edge.runtime.stream import FILE_FPS, untimed
+    from grood_edge.terminal import tell_notes
+
+    told = False
+    for found in stream:
+        if not told and untimed(found.frame, source):
+            told = True
+            tell_notes(
+                [
+                    f"{source.name} does not say when its frames were taken: they count as {FILE_FPS:g} a second; "
+                    "say it with --fps"
+                ]
+            )
+        yield found
+
+
+def _path_in(target: str | None) -> Path | None:
+    return Path(target.removeprefix("save:")) if target else None
 
 
 def _conclude(tally: "Tally", ended: str, as_json: bool) -> None:

@@ -30,8 +30,9 @@ def check_output(path: Path, force: bool) -> None:
             raise OutputError(f"{path} is a device or pipe; expected the path of a file to write")
         if path.exists() and not force:
             raise OutputError(f"{path} exists and was left as it is; use --force to replace it")
-    except OSError as error:  # a folder that must not be entered, or a name that is too long
-        raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another output path") from error
+    except (OSError, RuntimeError) as error:  # a folder that must not be entered, a long name, links in a circle
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"cannot write {path}: {reason}; choose another output path") from error
 
 
 def publish(data: bytes, path: Path, force: bool, check: Callable[[Path], None] = lambda _: None) -> None:

@@ -15,7 +15,7 @@ from grood_edge.runtime.drift import Drift, DriftMemory, DriftWatch, drift_watch
 from grood_edge.runtime.session import Session, Verdict
 from grood_edge.runtime.states import Decision, Memory, Observation, State, Status
 
-__all__ = ["StreamRules", "StreamVerdict", "stream_rules", "verdicts"]
+__all__ = ["FILE_FPS", "StreamRules", "StreamVerdict", "stream_rules", "untimed", "verdicts"]
 
 MAX_AGE = 0.5  # seconds
 FILE_FPS = 30.0  # of files that do not say: only how the decision counts time hangs on it
@@ -40,16 +40,22 @@ def stream_rules(
         contract: of the artifact.
         source: a live one has stale frames; those of a file wait.
         decision: as `decision.parse_decision` takes it.
-        fps: frames a second, where the source does not say it or says it wrongly.
+        fps: frames a second, where the source does not say it.
         alpha: the session's, None for the artifact's own.
         max_age: seconds after which a camera's frame is stale, and a camera without frames stands still.
 
     Raises:
-        UsageError: a decision that cannot be read, or a `max_age` that is not above 0.
+        UsageError: a decision that cannot be read, a `max_age` that is not above 0, or another `fps` than the source's
+            own, by whose times the decision counts.
         CalibrationError: calibration scores or episodes cannot carry the decision.
     """
     if not max_age > 0:
         raise UsageError(f"--max-age {max_age:g}; expected seconds above 0")
+    if fps is not None and source.fps is not None and not math.isclose(fps, source.fps, rel_tol=0.01):
+        raise UsageError(
+            f"--fps {fps:g}, but {source.name} has {source.fps:g} frames a second, and its own times, by which the "
+            "decision counts; leave --fps out: it is for sources that do not say"
+        )
     camera, rate = contract.preprocessing.camera, fps or source.fps
     shape = None if camera is None else (camera.height, camera.width)
     return StreamRules(
@@ -98,12 +104,18 @@ def verdicts(
     Raises:
         SourceError: the source vanished.
         BackendError: the device failed.
+        UsageError: e-cusum, which promises hours, on frames without times and rate (`untimed`).
     """
     health, drift = HealthMemory(), DriftMemory()
     memory: Memory | None = None
     moment = -math.inf
     for captured in capture:
         begun = clock()
+        if rules.decision.name == "e-cusum" and untimed(captured, capture.source):
+            raise UsageError(
+                f"{capture.source.name} does not say when its frames were taken, and e-cusum promises hours between "
+                "false alarms; say how many frames a second there are (--fps)"
+            )
         health, status = check_frame(rules.health, health, captured, begun)
         frame = captured
         if status != "OK":
@@ -125,6 +137,11 @@ def verdicts(
         if found.changed and on_change is not None:
             on_change(found)
         yield found
+
+
+def untimed(frame: CapturedFrame, source: Source) -> bool:
+    """Tell whether a file's picture has no time of its own and no rate: it counts as one of `FILE_FPS` a second."""
+    return not source.live and source.fps is None and frame.source_time is None and frame.image is not None
 
 
 def _scored(session: Session, frame: CapturedFrame, status: Status) -> tuple[CapturedFrame, Status, Verdict | None]:

@@ -73,6 +73,7 @@ def watch_tables(summary: WatchSummary) -> list[Table]:
     states = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in summary.states.items() if seconds > 0)
     rows = [
         ("frames", f"{summary.frames:,}: {frames}"),
+        *((f"first {status}", problem) for status, problem in summary.problems.items()),
         ("dropped", f"{summary.dropped:,} captured and never looked at"),
         ("states", states or "one frame"),
         ("age", _times(summary.age, "from capture to decision")),

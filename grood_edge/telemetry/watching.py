@@ -32,14 +32,16 @@ class Transition:
 class WatchSummary:
     """What a stream came to.
 
-    statuses: frames a status. states: seconds in each state. transitions: the first 1,000, of `changes` in all. age and
-    latency: seconds, median and 99th percentile, None without frames; age runs from capture to the decision. drifted:
-    windows in which the scores of ID frames no longer looked like calibration. ended: why the stream ended.
+    statuses: frames a status. problems: why the first frame of each status but `OK` was not scored. states: seconds in
+    each state. transitions: the first 1,000, of `changes` in all. age and latency: seconds, median and 99th percentile,
+    None without frames; age runs from capture to the decision. drifted: windows in which the scores of ID frames no
+    longer looked like calibration. ended: why the stream ended.
     """
 
     frames: int
     dropped: int
     statuses: dict[str, int]
+    problems: dict[str, str]
     states: dict[str, float]
     transitions: tuple[Transition, ...]
     changes: int
@@ -56,6 +58,7 @@ class Tally:
     frames: int = 0
     dropped: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
+    problems: dict[str, str] = field(default_factory=dict)
     states: dict[str, float] = field(default_factory=dict)
     transitions: list[Transition] = field(default_factory=list)
     changes: int = 0
@@ -70,6 +73,8 @@ class Tally:
         self.frames += 1
         self.dropped = found.dropped
         self.statuses[found.status] += 1
+        if found.frame.problem:
+            self.problems.setdefault(found.status, found.frame.problem)
         self._ages[np.searchsorted(_EDGES, found.age)] += 1
         if found.verdict is not None:
             self._latencies[np.searchsorted(_EDGES, found.latency)] += 1
@@ -96,6 +101,7 @@ class Tally:
         """Return what was counted."""
         return WatchSummary(
             frames=self.frames, dropped=self.dropped, statuses=dict(self.statuses),
+            problems=dict(self.problems),
             states={name: round(seconds, 3) for name, seconds in self.states.items()},
             transitions=tuple(self.transitions), changes=self.changes, age=_percentiles(self._ages),
             latency=_percentiles(self._latencies), drifted=self.drifted, ended=ended,

@@ -1,5 +1,6 @@
 """`grood-edge watch` on real videos: what goes wrong in front of the camera is found, and it always ends cleanly."""
 
+import itertools
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -19,11 +21,13 @@ from typer.testing import CliRunner, Result
 
 from grood_edge.artifact import read_artifact
 from grood_edge.cli import app
-from grood_edge.errors import OutputError, SourceError
+from grood_edge.errors import OutputError, SourceError, UsageError
 from grood_edge.export import ExportOptions, PreprocessingOptions, export_model
 from grood_edge.images import find_images, load_image
 from grood_edge.preprocessing import Color, preprocess_frame, resolve_preprocessing
+from grood_edge.runtime.capture import video as video_sources
 from grood_edge.runtime.capture.health import HealthRules
+from grood_edge.runtime.capture.image_source import iterator_source
 from grood_edge.runtime.capture.mailbox import Capture, FramePolicy
 from grood_edge.runtime.capture.sources import CapturedFrame
 from grood_edge.runtime.decision import parse_decision
@@ -212,6 +216,8 @@ def test_signals_end_it_with_readable_files(number: int, code: int, word: str, t
     (["{video}", "--log", "log.txt"], 2, ".jsonl"),
     (["{video}", "--alpha", "0.0001"], 1, "alpha"),
     (["{video}", "--fps", "-1"], 2, "fps is -1"),
+    (["{video}", "--fps", "10"], 2, "has 25 frames a second, and its own times"),
+    (["{video}", "--topic", "/camera"], 2, "is no bag; leave --topic out"),
     (["{video}", "--max-age", "-1"], 2, "--max-age -1; expected seconds above 0"),
 ])  # fmt: skip
 def test_wrong_use_gets_a_sentence(
@@ -315,6 +321,26 @@ def test_an_output_that_is_what_is_watched_is_refused(tmp_path: Path) -> None:
     assert video.read_bytes() == before
 
 
+def test_nothing_is_written_into_a_watched_folder_nor_through_links_in_a_circle(tmp_path: Path) -> None:
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    cv2.imwrite(str(frames / "0.png"), next(frames_of(packaged_video(STREET))))
+    (tmp_path / "into.jsonl").symlink_to(frames / "new.jsonl")  # leads nowhere so far
+    for option, out in (
+        ("--log", frames / "log.jsonl"),
+        ("--log", tmp_path / "into.jsonl"),
+        ("--on-unknown", f"save:{frames / 'alarms'}"),
+    ):
+        result = run(MODEL, frames, "--fps", "10", option, out)
+        assert (result.exit_code, "name another output" in result.output) == (2, True), result.output
+    (tmp_path / "circle.jsonl").symlink_to(tmp_path / "circle.jsonl")
+    result = run(MODEL, frames, "--fps", "10", "--log", tmp_path / "circle.jsonl")
+    assert (result.exit_code, "choose another output path" in result.output) == (4, True), result.output
+    assert sorted(path.name for path in frames.iterdir()) == ["0.png"]
+    (tmp_path / "new.jsonl").symlink_to(tmp_path / "real.jsonl")
+    assert run(MODEL, frames, "--fps", "10", "--log", tmp_path / "new.jsonl", "--force").exit_code == 0
+
+
 def test_a_damaged_last_image_is_invalid_and_no_failure(tmp_path: Path) -> None:
     for index, frame in zip(range(3), frames_of(packaged_video(STREET)), strict=False):
         cv2.imwrite(str(tmp_path / f"{index}.png"), frame)
@@ -322,6 +348,68 @@ def test_a_damaged_last_image_is_invalid_and_no_failure(tmp_path: Path) -> None:
     result = run(MODEL, tmp_path, "--fps", "10", "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["statuses"] == {"OK": 2, "INVALID": 1}
+
+
+def test_a_rate_that_is_assumed_is_said_once_and_carries_no_promise(tmp_path: Path) -> None:
+    images = list(itertools.islice(frames_of(packaged_video(STREET)), 3))
+    for index, frame in enumerate(images):
+        cv2.imwrite(str(tmp_path / f"{index}.png"), frame)
+    result = run(MODEL, tmp_path)
+    assert (result.exit_code, result.output.count("they count as 30 a second")) == (0, 1), result.output
+    assert "they count as" not in run(MODEL, tmp_path, "--fps", "10").output
+    with open_session(MODEL) as session, Capture(iterator_source(images), FramePolicy("every", 4)) as capture:
+        rules = StreamRules(parse_decision("e-cusum:hours=1", session.contract, 30.0), HealthRules(max_age=None))
+        with pytest.raises(UsageError, match=r"say how many frames a second there are \(--fps\)"):
+            next(verdicts(session, capture, rules))
+
+
+def test_a_camera_of_the_wrong_size_says_why_nothing_was_scored(tmp_path: Path) -> None:
+    model, frames = tmp_path / "camera.onnx", tmp_path / "frames"
+    model.write_bytes(with_camera(read_artifact(MODEL), SELFTEST_CAMERA))
+    frames.mkdir()
+    cv2.imwrite(str(frames / "0.png"), next(frames_of(packaged_video(STREET))))
+    result = run(model, frames, "--fps", "10")
+    assert result.exit_code == 0, result.output
+    assert "272x640 (height x width); expected 48x64" in result.output
+    assert json.loads(run(model, frames, "--fps", "10", "--json").stdout)["problems"].keys() == {"INVALID"}
+
+
+def test_a_full_disk_ends_with_code_4_and_whole_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = itertools.chain([10**12] * 6, itertools.repeat(0))
+    monkeypatch.setattr("grood_edge.telemetry.disk.shutil.disk_usage", lambda _: SimpleNamespace(free=next(free)))
+    log, recording = tmp_path / "a.jsonl", tmp_path / "a.mkv"
+    result = run(MODEL, packaged_video(STREET), "--log", log, "--record", recording)
+    assert result.exit_code == 4, result.output
+    assert "is nearly full: 0 MiB are free" in result.output
+    assert "changes of state" in result.output
+    assert len(rows_of(log)) - 1 == sum(1 for _ in frames_of(recording)) >= 2
+
+
+def test_a_camera_that_vanishes_ends_with_code_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Device:
+        def __init__(self) -> None:
+            self.left = itertools.islice(frames_of(packaged_video(STREET)), 3)
+
+        def read(self) -> tuple[bool, np.ndarray | None]:
+            frame = next(self.left, None)
+            return frame is not None, frame
+
+        def get(self, _: int) -> float:
+            return 25.0
+
+        def release(self) -> None:
+            pass
+
+    opened = itertools.chain([Device()], itertools.repeat(None))
+    monkeypatch.setattr(video_sources, "_open", lambda *_: next(opened))
+    monkeypatch.setattr(video_sources, "_FIRST_DELAY", 0.001)
+    monkeypatch.setattr(video_sources, "_LONGEST_DELAY", 0.001)
+    log = tmp_path / "a.jsonl"
+    result = run(MODEL, "rtsp://user:secret@camera/1", "--policy", "every", "--log", log)
+    assert result.exit_code == 3, result.output
+    assert "vanished: it gave no frame, and 6 attempts" in result.output
+    assert "secret" not in result.output
+    assert [row["status"] for row in rows_of(log)] == ["OK"] * 3 + ["INVALID"] * 6
 
 
 class Bag:

@@ -175,7 +175,10 @@ def open_source(spec: str, options: SourceOptions = _DEFAULTS, clock: Clock = ti
     Raises:
         SourceError: there is nothing of that name, it cannot be opened, or it would reach out to a network.
         MissingExtraError: it needs the extra `video` or `bag`.
+        UsageError: a topic of what is no bag.
     """
+    if not spec:
+        raise SourceError(f"the source is empty; {_KNOWN}")
     if spec.startswith("replay:"):
         from grood_edge.runtime.capture.image_source import replay
 
@@ -183,6 +186,7 @@ def open_source(spec: str, options: SourceOptions = _DEFAULTS, clock: Clock = ti
     if spec.isdecimal() or spec.startswith(("v4l2:", "rtsp:", "rtsps:", "/dev/")) or " ! " in spec:
         from grood_edge.runtime.capture.video import open_camera
 
+        _require_no_topic(spec, options)
         return open_camera(spec, options, clock)
     if os.path.lexists(spec):
         return _open_path(Path(spec), options, clock)
@@ -202,6 +206,7 @@ def _open_path(path: Path, options: SourceOptions, clock: Clock) -> Source:
         raise SourceError(f"{path} is neither a file nor a folder; {_KNOWN}")
     from grood_edge.runtime.capture.video import open_video
 
+    _require_no_topic(str(path), options)
     return open_video(path, clock)
 
 
@@ -210,6 +215,13 @@ def _open_images(spec: str, options: SourceOptions, clock: Clock) -> Source:
     from grood_edge.runtime.capture.image_source import open_images
 
     try:
-        return open_images(spec, options.fps, clock)
+        source = open_images(spec, options.fps, clock)
     except DatasetError as error:
         raise SourceError(f"{error}. As a source of frames: {_KNOWN}") from error
+    _require_no_topic(spec, options)
+    return source
+
+
+def _require_no_topic(spec: str, options: SourceOptions) -> None:
+    if options.topic is not None:
+        raise UsageError(f"a topic ({options.topic}) is chosen, but {spec} is no bag; leave --topic out")
