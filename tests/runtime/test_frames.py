@@ -19,6 +19,7 @@ from tests.without_hook import without_hook
 COLOUR = Preprocessing("imagenet", 24, 32, 3, "bilinear", "stretch", None, (0.0,) * 3, (255.0,) * 3)
 CENTER = replace(COLOUR, height=24, width=24, crop="center", short_side=27)
 GREY = replace(COLOUR, channels=1, mean=(0.0,), std=(255.0,))
+LETTERBOX = replace(COLOUR, crop="letterbox", mean=(10.0, 100.0, 200.0))
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -127,7 +128,7 @@ class TestTaken:
 
 
 class TestPixels:
-    @pytest.mark.parametrize("preprocessing", [COLOUR, CENTER, GREY, replace(CENTER, short_side=24)])
+    @pytest.mark.parametrize("preprocessing", [COLOUR, CENTER, GREY, LETTERBOX, replace(CENTER, short_side=24)])
     @pytest.mark.parametrize("shape", [(24, 32, 3), (24, 24, 3), (24, 32), (24, 24, 1), (60, 40, 3), (27, 90)])
     @pytest.mark.parametrize("filter_", ["nearest", "bilinear", "bicubic", "lanczos"])
     def test_equal_preprocess_frame(self, preprocessing: Preprocessing, shape: tuple[int, ...], filter_: Any) -> None:
