@@ -66,7 +66,7 @@ def write_frame(frame: object, preprocessing: Preprocessing, color: Color, targe
     if array.shape[:2] == target.shape[:2] and _keeps_all(preprocessing) and (not three or target.shape[2] == 3):
         _copy(array if array.ndim == 3 else array[..., np.newaxis], target, reverse)
         return
-    # Resizing treats channels alike, so the small result is reversed, its padding with it; grey needs to know the order.
+    # Resizing treats channels alike, so the small result is reversed, its padding with it; grey must know the order.
     if reverse and preprocessing.channels == 1:
         reversed_frame = np.empty(array.shape, np.uint8)
         _copy(array, reversed_frame, reverse)
