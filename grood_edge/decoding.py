@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
-from grood_edge.images import UnreadableImageError
+from grood_edge.images import UnreadableImageError, large_images_in_turn
 from grood_edge.threads import decoding_threads
 
 __all__ = ["AHEAD", "AHEAD_BYTES", "decoded"]
@@ -35,8 +35,9 @@ def decoded(
     """Load every item, several at a time; yield each with its result in the order of `items`.
 
     At most `AHEAD` results of `AHEAD_BYTES` in all wait, beside the one that every worker is at; items are taken no
-    earlier. When the iterator is closed, or dropped, its threads end with the image they are at; one that is stuck in a
-    file that never comes, as on a share that is gone, is left behind after two seconds.
+    earlier. Only one worker at a time has a large image (`images.LARGE_PIXELS`). When the iterator is closed, or dropped,
+    its threads end with the image they are at; one that is stuck in a file that never comes, as on a share that is gone,
+    is left behind after two seconds.
 
     Args:
         items: taken by one thread at a time, not always the same one.
@@ -76,7 +77,8 @@ class _Queue(Generic[_Item, _Result]):
         while (given := self._next()) is not None:
             place, item = given
             try:
-                result: _Result | UnreadableImageError = self._load(item)
+                with large_images_in_turn():
+                    result: _Result | UnreadableImageError = self._load(item)
             except UnreadableImageError as error:
                 result = UnreadableImageError(*error.args)  # tracebacks, also its cause's, hold the file and the pixels
             except BaseException as error:  # whoever takes the results would wait for ever

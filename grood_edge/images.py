@@ -24,6 +24,7 @@ __all__ = [
     "UnreadableImageError",
     "decode_image",
     "find_images",
+    "large_images_in_turn",
     "load_image",
     "open_npz",
 ]
@@ -49,6 +50,8 @@ IMAGE_SUFFIXES = (
 UNREADABLE_LIMIT = 0.01  # share of unreadable images above which a command fails, unless told otherwise
 MAX_IMAGES = 50_000_000  # of an archive
 MAX_PIXELS = 89_478_485  # Pillow's own bound against decompression bombs (an 8k frame has 33 million)
+LARGE_PIXELS = 16 << 20  # images above this are decoded one at a time: up to 0.7 GB each, whatever their files' size
+_STRIP_PIXELS = 4 << 20  # converted at a time
 # Not every format that Pillow knows: some start other programs (EPS), whatever the file is called.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "La", "RGBa", "HSV", "LAB")
@@ -102,11 +105,29 @@ class _Quiet:
 
 
 _quiet = _Quiet()
+_large = threading.RLock()
+_turn = threading.local()
+
+
+@contextlib.contextmanager
+def large_images_in_turn() -> Iterator[None]:
+    """Let this thread keep its turn, once it decoded a large image in the block, until the block ends.
+
+    So other threads decode theirs when this one has resized its own, and not while it holds the pixels.
+    """
+    with contextlib.ExitStack() as turn:
+        _turn.kept = turn
+        try:
+            yield
+        finally:
+            del _turn.kept
 
 
 def _opened(source: Path | io.BytesIO, formats: tuple[str, ...]) -> Frame:
     try:
-        with _quiet, Image.open(source, formats=formats) as image:
+        with _quiet, contextlib.ExitStack() as turn, Image.open(source, formats=formats) as image:
+            if image.width * image.height > LARGE_PIXELS:
+                getattr(_turn, "kept", turn).enter_context(_large)
             return _decoded(image)
     except UnreadableImageError:
         raise
@@ -121,10 +142,22 @@ def _decoded(image: Image.Image) -> Frame:
         raise UnreadableImageError(f"{image.width}x{image.height} pixels; at most {MAX_PIXELS:,} are decoded")
     if image.mode not in _EIGHT_BIT_MODES:
         raise UnreadableImageError(f"mode {image.mode} is not 8 bits a channel")
-    upright = ImageOps.exif_transpose(image)
-    grey = upright.mode in ("1", "L", "LA", "La")
-    pixels = np.asarray(upright.convert("L" if grey else "RGB"), dtype=np.uint8)
+    ImageOps.exif_transpose(image, in_place=True)
+    grey = image.mode in ("1", "L", "LA", "La")
+    pixels = _pixels(image, "L" if grey else "RGB")
     return pixels[..., None] if grey else pixels
+
+
+def _pixels(image: Image.Image, mode: str) -> np.ndarray:
+    """Convert in strips: Pillow's copies of a whole large image are several times the result."""
+    rows = max(1, _STRIP_PIXELS // image.width)
+    if rows >= image.height:
+        return np.asarray(image.convert(mode), dtype=np.uint8)
+    pixels = np.empty((image.height, image.width, *([3] if mode == "RGB" else [])), np.uint8)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        pixels[top : top + rows] = np.asarray(strip.convert(mode))
+    return pixels
 
 
 def find_images(source: str | Path) -> list[Path]:

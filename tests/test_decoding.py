@@ -1,4 +1,5 @@
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from grood_edge import decoding, threads
+from grood_edge import decoding, images, threads
 from grood_edge.decoding import decoded
 from grood_edge.errors import DatasetError, UsageError
 from grood_edge.images import UnreadableImageError, load_image
@@ -173,3 +174,28 @@ def test_a_file_that_never_comes_is_left_behind(tmp_path: Path, monkeypatch: pyt
     results.close()
     assert len(decoders()) == 1
     let_go.set()
+
+
+def test_large_images_are_decoded_and_resized_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "LARGE_PIXELS", 100)
+    Image.new("RGB", (20, 20)).save(tmp_path / "large.png")
+    Image.new("RGB", (5, 5)).save(tmp_path / "small.png")
+    held: set[int] = set()
+    most = {"large.png": 0, "small.png": 0}
+    both_small = threading.Barrier(2)
+
+    def load(item: tuple[int, str]) -> np.ndarray:
+        place, name = item
+        frame = load_image(tmp_path / name)
+        if name == "small.png":
+            both_small.wait(30)  # two are in here at once, or this raises
+            return frame
+        held.add(place)
+        most[name] = max(most[name], len(held))
+        time.sleep(0.02)  # others would come now
+        held.remove(place)
+        return frame
+
+    assert len(list(decoded([(i, "large.png") for i in range(6)], load, 3))) == 6
+    assert len(list(decoded([(i, "small.png") for i in range(6)], load, 2))) == 6
+    assert most["large.png"] == 1

@@ -182,6 +182,15 @@ class TestLoad:
                 refused += 1
         assert refused > 100
 
+    @pytest.mark.parametrize("mode", ["RGB", "P", "L", "LA", "1", "CMYK"])
+    def test_large_images_are_converted_in_strips(
+        self, tmp_path: Path, photo: Image.Image, mode: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = save(photo.convert(mode), tmp_path / ("a.tif" if mode == "CMYK" else "a.png"))
+        whole = load_image(path)
+        monkeypatch.setattr("grood_edge.images._STRIP_PIXELS", 90 * 7)  # 60 rows: the last strip has four
+        np.testing.assert_array_equal(load_image(path), whole)
+
     @pytest.mark.parametrize("side", [9_500, 14_000, 60_000])
     def test_decompression_bomb(self, tmp_path: Path, side: int) -> None:
         """A file of a few KB that says it has billions of pixels: refused by its header, before memory is taken."""
