@@ -35,9 +35,9 @@ def decoded(
     """Load every item, several at a time; yield each with its result in the order of `items`.
 
     At most `AHEAD` results of `AHEAD_BYTES` in all wait, beside the one that every worker is at; items are taken no
-    earlier. Only one worker at a time has a large image (`images.LARGE_PIXELS`). When the iterator is closed, or dropped,
-    its threads end with the image they are at; one that is stuck in a file that never comes, as on a share that is gone,
-    is left behind after two seconds.
+    earlier. Only one worker at a time has a large image file (`images.LARGE_PIXELS`). When the iterator is closed, or
+    dropped, its threads end with the image they are at; one that is stuck in a file that never comes, as on a share that
+    is gone, is left behind after two seconds.
 
     Args:
         items: taken by one thread at a time, not always the same one.

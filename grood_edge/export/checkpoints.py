@@ -19,6 +19,7 @@ except ImportError as error:
 __all__ = ["MAX_PT2_BYTES", "checked_pt2", "state_dict"]
 
 MAX_PT2_BYTES = 4 << 30
+MAX_PACKED_BYTES = 64 << 20  # of members of a state dict that are compressed, unpacked
 _PLAIN_CONTAINERS = (None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
 # torch parses expressions with sympy.sympify, which evaluates them as Python: only these words may stand in them.
 _EXPRESSION_WORDS = {

@@ -7,7 +7,7 @@ import io
 import re
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ __all__ = ["is_bag", "open_bag"]
 _SUFFIXES = (".mcap", ".db3")
 _MAX_BYTES = 256 << 20  # of one record, one unpacked chunk, one message
 _MAX_TOPICS = 10_000
+_MAX_NAME = 1000  # of a topic or its type
 
 
 @dataclass(frozen=True)
@@ -148,8 +149,9 @@ def _db3_topics(file: Path) -> dict[str, str]:
     database = _db3(file)
     try:
         rows = database.execute(
-            "SELECT name, type FROM topics WHERE serialization_format = 'cdr' AND length(name) < 1000 LIMIT ?",
-            (_MAX_TOPICS,),
+            "SELECT name, type FROM topics WHERE serialization_format = 'cdr' "  # length() of a text ends at a NUL
+            "AND length(CAST(name AS BLOB)) < ? AND length(CAST(type AS BLOB)) < ? LIMIT ?",
+            (_MAX_NAME, _MAX_NAME, _MAX_TOPICS),
         )
         return {str(name): str(kind) for name, kind in rows}
     finally:
@@ -185,18 +187,19 @@ def _mcap_topics(file: Path) -> dict[str, str]:
                 summary = SeekingReader(opened, record_size_limit=_MAX_BYTES).get_summary()
             except Exception:  # no whole end: the records are what there is
                 summary = None
+        records: Iterable[Any]
         if summary is not None and summary.channels:
-            schemas, channels = summary.schemas, list(summary.channels.values())
+            records = (*summary.schemas.values(), *summary.channels.values())
         else:
-            schemas, channels = {}, []
-            for record in _mcap_records(file, forgiving=True):
-                if isinstance(record, Schema):
-                    schemas[record.id] = record
-                if isinstance(record, Channel) and len(channels) < _MAX_TOPICS:
-                    channels.append(record)
-    return {
-        c.topic: schemas[c.schema_id].name for c in channels if c.message_encoding == "cdr" and c.schema_id in schemas
-    }
+            records = _mcap_records(file, forgiving=True)
+        kinds: dict[int, str] = {}
+        topics: dict[str, int] = {}  # their texts alone: records of a packed chunk may hold 256 MiB each
+        for record in records:
+            if isinstance(record, Schema) and len(record.name) < _MAX_NAME:
+                kinds[record.id] = record.name
+            elif isinstance(record, Channel) and len(record.topic) < _MAX_NAME and len(topics) < _MAX_TOPICS:
+                topics |= {record.topic: record.schema_id} if record.message_encoding == "cdr" else {}
+    return {topic: kinds[kind] for topic, kind in topics.items() if kind in kinds}
 
 
 def _mcap_messages(file: Path, topic: str) -> Iterator[Entry]:
@@ -220,7 +223,7 @@ def _mcap_records(file: Path, forgiving: bool) -> Iterator[Any]:
         forgiving: end quietly where it is cut off.
     """
     from mcap.records import Chunk, DataEnd
-    from mcap.stream_reader import StreamReader, breakup_chunk
+    from mcap.stream_reader import StreamReader
 
     with open(file, "rb") as opened:
         try:
@@ -230,17 +233,33 @@ def _mcap_records(file: Path, forgiving: bool) -> Iterator[Any]:
                 if not isinstance(record, Chunk):
                     yield record
                     continue
-                whole: list[Any]
                 try:
-                    whole = breakup_chunk(replace(record, compression="", data=_unpacked(record)), validate_crc=True)
+                    yield from _chunk_records(replace(record, compression="", data=_unpacked(record)))
                 except Exception as error:  # lz4, zstandard and struct each raise their own
-                    whole = [
-                        Entry(None, record.message_start_time / 1e9, f"a chunk of the recording is damaged: {error}")
-                    ]
-                yield from whole
+                    logged = record.message_start_time / 1e9
+                    yield Entry(None, logged, f"a chunk of the recording is damaged: {error}")
         except Exception:
             if not forgiving:
                 raise
+
+
+def _chunk_records(chunk: Any) -> Iterator[Any]:
+    """Iterate over the records of an unpacked chunk, one object at a time: millions of empty ones fit in few bytes."""
+    from mcap.opcode import Opcode
+    from mcap.records import Channel, Message, Schema
+    from mcap.stream_reader import get_chunk_data_stream
+
+    stream, size = get_chunk_data_stream(chunk, validate_crc=True)
+    while stream.count < size:
+        code, length = stream.read1(), stream.read8()
+        if code == Opcode.MESSAGE:
+            yield Message.read(stream, length)
+        elif code == Opcode.CHANNEL:
+            yield Channel.read(stream)
+        elif code == Opcode.SCHEMA:
+            yield Schema.read(stream)
+        else:
+            stream.read(length)
 
 
 def _unpacked(chunk: Any) -> bytes:

@@ -5,6 +5,7 @@ import io
 import sqlite3
 import struct
 import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -488,6 +489,29 @@ def test_a_chunk_that_unpacks_to_more_than_it_says_is_refused(tmp_path: Path, co
         chunk = Chunk(compression.lower(), bomb, 0, 0, 0, announced)
         with pytest.raises(ValueError, match="unpacks to"):
             bags._unpacked(chunk)
+
+
+def test_a_chunk_of_countless_empty_messages_is_read_one_at_a_time() -> None:
+    """A few kB of zstd may hold millions of messages of nothing: as objects they take ten times their bytes."""
+    from mcap.records import Chunk
+
+    message = b"\x05" + struct.pack("<Q", 22) + bytes(22)
+    chunk = Chunk("", message * 50_000, 0, 0, 0, 31 * 50_000)
+    tracemalloc.start()
+    assert sum(1 for _ in bags._chunk_records(chunk)) == 50_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20  # the objects of all are 10 MB
+
+
+@pytest.mark.parametrize("column", ["name", "type"])
+def test_topics_with_endless_texts_are_left_out(column: str, tmp_path: Path) -> None:
+    path = write_bag(tmp_path / "bag", "SQLITE3", CAMERA)
+    database = sqlite3.connect(next(path.glob("*.db3")))
+    database.execute(f"UPDATE topics SET {column} = ?", ("a\0" + "x" * 5000,))  # length() counts one
+    database.commit()
+    database.close()
+    assert bags._db3_topics(next(path.glob("*.db3"))) == {}
 
 
 def test_messages_above_the_limit_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

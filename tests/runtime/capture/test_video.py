@@ -164,6 +164,36 @@ def test_a_damaged_edit_list_is_none(tmp_path: Path) -> None:
         assert shown_frames(path) is None
 
 
+def box(name: bytes, *parts: bytes) -> bytes:
+    content = b"".join(parts)
+    return struct.pack(">I", 8 + len(content)) + name + content
+
+
+def test_a_small_file_of_many_edits_and_frames_is_counted_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """8 kB that say 5,000 edits of 10,000,000 frames each: looked up, and not compared one by one (5e10 of them)."""
+    frames, edits = 10_000_000, 5_000
+    times = struct.pack(">IIIII", 0, 0, 0, 1000, 0)
+    moov = box(
+        b"moov",
+        box(b"mvhd", times),
+        box(
+            b"trak",
+            box(b"edts", box(b"elst", struct.pack(">II", 0, edits), struct.pack(">Iihh", 5, 10, 1, 0) * edits)),
+            box(
+                b"mdia",
+                box(b"mdhd", times),
+                box(b"hdlr", bytes(8), b"vide"),
+                box(b"minf", box(b"stbl", box(b"stts", bytes(8), struct.pack(">ii", frames, 1)))),
+            ),
+        ),
+    )
+    (tmp_path / "v.mp4").write_bytes(moov)
+    monkeypatch.setattr(np, "count_nonzero", None)  # which looks at all of them
+    assert shown_frames(tmp_path / "v.mp4") == 5 * edits
+
+
 class Server(http.server.HTTPServer):
     """Counts who asks."""
 
