@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-__all__ = ["plain_text", "print_json", "progress_bars", "show", "tell", "tell_notes"]
+__all__ = ["escaped_json", "plain_text", "print_json", "progress_bars", "show", "tell", "tell_notes"]
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 OUT = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -41,6 +41,11 @@ def plain_text(text: str) -> str:
     return _CONTROL.sub(lambda found: ascii(found.group())[1:-1], text)
 
 
+def escaped_json(text: str) -> str:
+    r"""Write what `plain_text` makes visible in the text of a JSON document as JSON does, \uXXXX: it means the same."""
+    return _CONTROL.sub(lambda found: json.dumps(found.group())[1:-1], text)
+
+
 def show(item: Any) -> None:
     """Print a result for people: a table or a sentence."""
     OUT.print(item, markup=False)
@@ -48,8 +53,7 @@ def show(item: Any) -> None:
 
 def print_json(value: Any) -> None:
     """Print a result for machines: one JSON document."""
-    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
-    print(text.encode("utf-8", "backslashreplace").decode())  # names that are no UTF-8, as JSON writes them
+    print(escaped_json(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False, default=_plain)))
 
 
 @contextmanager

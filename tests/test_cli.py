@@ -286,15 +286,24 @@ def test_odd_names_of_scored_images_are_shown(
     exported: tuple[Path, Result], digits: DemoImages, tmp_path: Path
 ) -> None:
     picture = next((digits.test / "3").iterdir())
-    for name in (b"\x1b[31mred.png", b"caf\xe9.png", "turned\u202egnp.png".encode(), b"[bold].png", b"a[/b].png"):
+    for name in (
+        b"\x1b[31mred.png",
+        b"caf\xe9.png",
+        "turned\u202egnp\x9b\u200f.png".encode(),
+        b"[bold].png",
+        b"a[/b].png",
+    ):
         target = tmp_path / os.fsdecode(name)
         target.parent.mkdir(exist_ok=True)
         shutil.copy(picture, target)
     shown = run("score", exported[0], tmp_path)
     assert shown.exit_code == 0, shown.output
-    assert all(text in shown.output for text in (r"\x1b[31mred", r"caf\udce9.png", r"turned\u202egnp", "[bold].png"))
-    assert not set("\x1b\u202e") & set(shown.output)
-    document = json.loads(run("score", exported[0], tmp_path, "--json").output)
+    assert all(
+        text in shown.output for text in (r"\x1b[31mred", r"caf\udce9.png", r"turned\u202egnp\x9b\u200f", "[bold].png")
+    )
+    text = run("score", exported[0], tmp_path, "--json").output
+    assert not set("\x1b\u202e\x9b\u200f") & set(shown.output + text)
+    document = json.loads(text)
     assert os.path.exists(next(row["path"] for row in document["rows"] if "caf" in row["path"]))
 
 

@@ -19,7 +19,6 @@ except ImportError as error:
 __all__ = ["MAX_PT2_BYTES", "checked_pt2", "state_dict"]
 
 MAX_PT2_BYTES = 4 << 30
-MAX_PACKED_BYTES = 64 << 20  # of members of a state dict that are compressed, unpacked
 _PLAIN_CONTAINERS = (None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
 # torch parses expressions with sympy.sympify, which evaluates them as Python: only these words may stand in them.
 _EXPRESSION_WORDS = {
@@ -139,15 +138,18 @@ def state_dict(path: Path) -> dict[str, torch.Tensor]:
     """Load a state dict without running code from the file.
 
     Raises:
-        ClassifierError: unreadable, or it holds anything but tensors.
+        ClassifierError: unreadable, compressed, or it holds anything but tensors.
     """
     try:
+        _refuse_packed(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ClassifierError(
             f"{path} holds more than tensors, and loading it would run code from the file; it was refused. "
             "Save the state dict alone: torch.save(model.state_dict(), FILE)"
         ) from error
+    except ClassifierError:
+        raise
     except Exception as error:  # torch raises anything on damaged files: AssertionError, KeyError, RuntimeError
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ClassifierError(f"{path} cannot be read as a state dict: {reason}") from error
@@ -155,3 +157,17 @@ def state_dict(path: Path) -> dict[str, torch.Tensor]:
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise ClassifierError(f"{path} holds {type(state).__name__}; expected a state dict of tensors")
     return state
+
+
+def _refuse_packed(path: Path) -> None:
+    """Refuse compressed members, which torch unpacks and `torch.save` never writes: a few kB may be gigabytes."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\3\4":  # the older format, which cannot be compressed
+            return
+        with zipfile.ZipFile(file) as archive:
+            size = sum(info.file_size for info in archive.infolist())
+    if size > path.stat().st_size:
+        raise ClassifierError(
+            f"{path} has {path.stat().st_size:,} bytes, and its members unpack to {size:,}; expected a file of "
+            "torch.save, which compresses nothing. Save the state dict again"
+        )

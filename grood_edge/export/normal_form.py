@@ -34,6 +34,9 @@ __all__ = ["IR_VERSION", "free_batch", "load_onnx", "model_of", "normal_form"]
 IR_VERSION = 9  # belongs to opset 19; onnxruntime 1.18 reads up to 10
 OLDEST_OPSET = 7  # below it, broadcasting was an attribute and no converter is reliable
 MAX_MODEL_BYTES = (2 << 30) - 1  # protobuf's own limit
+MAX_INLINED_NODES = 20_000  # in place of local functions; real classifiers have hundreds
+MAX_INLINED_BYTES = 256 << 20  # beyond the model's own
+_MAX_FUNCTION_DEPTH = 64
 _STANDARD = ("", "ai.onnx")
 
 
@@ -103,11 +106,13 @@ def normal_form(model: ModelProto) -> ModelProto:
     """Return the model in opset 19, inlined and stripped.
 
     Raises:
-        ClassifierError: custom domains, training-mode batch norm, or an opset that cannot be converted.
+        ClassifierError: custom domains, training-mode batch norm, functions that become too large when they are
+            inlined, or an opset that cannot be converted.
     """
     result = ModelProto()
     result.CopyFrom(model)
     if result.functions:
+        _refuse_endless_functions(result)
         result = inliner.inline_local_functions(result)
     _refuse_custom_domains(result)
     _refuse_training_mode(result)
@@ -116,6 +121,37 @@ def normal_form(model: ModelProto) -> ModelProto:
     _strip(result)
     result.ir_version = IR_VERSION
     return result
+
+
+def _refuse_endless_functions(model: ModelProto) -> None:
+    """Count what inlining would make: functions that call one another twice double it with each."""
+    bodies: dict[tuple[str, str], list[GraphProto]] = {}
+    for function in model.functions:
+        bodies.setdefault((function.domain, function.name), []).append(GraphProto(node=function.node))
+    known: dict[tuple[str, str], tuple[int, int]] = {}
+
+    def size(graphs: list[GraphProto], depth: int) -> tuple[int, int]:
+        count = total = 0
+        for node in (node for graph in graphs for node in _nodes(graph)):
+            name = node.domain, node.op_type
+            if name in bodies and name not in known:
+                if depth == _MAX_FUNCTION_DEPTH:
+                    raise ClassifierError(
+                        f"the classifier's local functions call one another more than {depth} deep, or themselves; "
+                        "export it again without local functions"
+                    )
+                known[name] = size(bodies[name], depth + 1)
+            nodes, size_in_bytes = known.get(name, (1, node.ByteSize()))
+            count, total = count + nodes, total + size_in_bytes
+        return count, total
+
+    count, total = size([model.graph], 0)
+    most = MAX_INLINED_NODES + len(model.graph.node), MAX_INLINED_BYTES + model.ByteSize()
+    if count > most[0] or total > most[1]:
+        raise ClassifierError(
+            f"the classifier has {count:,} nodes of {total:,} bytes when its local functions are inlined; at most "
+            f"{most[0]:,} of {most[1]:,} bytes are supported. Export it again without local functions"
+        )
 
 
 def free_batch(model: ModelProto) -> ModelProto:

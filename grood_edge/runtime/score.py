@@ -205,8 +205,9 @@ def rows_of(session: Session, names: list[str], frames: list[InputFrame], explai
 
 @contextmanager
 def _json_lines(path: Path, force: bool) -> Iterator[Write]:
-    with published(path, force) as temporary, temporary.open("w", encoding="utf-8", errors=_ODD_NAMES) as file:
-        yield lambda row: print(json.dumps(asdict(row), ensure_ascii=False, allow_nan=False), file=file)
+    with published(path, force) as temporary, temporary.open("w", encoding="ascii") as file:
+        # ASCII alone: names may hold what terminals obey, and bytes that are no UTF-8
+        yield lambda row: print(json.dumps(asdict(row), allow_nan=False), file=file)
 
 
 @contextmanager

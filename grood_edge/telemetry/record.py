@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from grood_edge.runtime.states import StateName, Status
 from grood_edge.runtime.stream import StreamVerdict
+from grood_edge.terminal import escaped_json
 
 __all__ = ["RECORD_SCHEMA", "iso_time", "json_bytes", "record_of", "wall_time"]
 
@@ -109,9 +110,12 @@ def record_of(verdict: StreamVerdict) -> dict[str, Any]:
 
 
 def json_bytes(document: dict[str, Any]) -> bytes:
-    """Return one line of JSON, UTF-8, without its end. Names of files that are no text get a `?` for each odd byte."""
+    """Return one line of JSON, UTF-8, without its end. Names of files that are no text get a `?` for each odd byte.
+
+    Control characters are escaped: people look at logs in terminals.
+    """
     text = json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.encode("utf-8", "replace")
+    return escaped_json(text.encode("utf-8", "replace").decode()).encode()
 
 
 def wall_time(captured: float) -> float:

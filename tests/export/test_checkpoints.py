@@ -359,6 +359,21 @@ def test_unreadable_state_dict(content: bytes | None, tmp_path: Path) -> None:
         state_dict(path)
 
 
+def test_a_state_dict_that_unpacks_to_more_than_it_has_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, packed = tmp_path / "plain.pt", tmp_path / "packed.pt"
+    torch.save({"weight": torch.zeros(100_000)}, plain)
+    assert state_dict(plain)["weight"].shape == (100_000,)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for info in source.infolist():
+            target.writestr(info.filename, source.read(info))
+    assert torch.load(packed, weights_only=True)["weight"].shape == (100_000,)  # torch would take it
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was unpacked"))
+    with pytest.raises(ClassifierError, match=r"members unpack to 40\d,\d+; expected a file of torch\.save"):
+        state_dict(packed)
+
+
 def test_container_that_imports_a_module_is_refused_even_when_its_name_is_escaped(
     good: Members, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -120,10 +120,12 @@ def test_every_format_holds_the_same_rows(suffix: str, artifact_path: Path, digi
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_names_that_are_no_utf8_are_written(suffix: str, tmp_path: Path) -> None:
     out, name = tmp_path / f"scores{suffix}", os.fsdecode(b"caf\xe9/1.png")
+    name += "\x7f\x9b\u202e\u200f" if suffix == ".jsonl" else ""  # what terminals obey
     with row_writer(out, force=False) as write:
         write(ScoreRow(name, 0, "a", None, 0.0, 0.5, False, True))
     if suffix == ".jsonl":
         assert json.loads(out.read_text())["path"] == name  # it names the file again
+        assert out.read_text().strip().isprintable()
     elif suffix == ".parquet":
         assert pq.read_table(out).to_pylist()[0]["path"] == r"caf\udce9/1.png"
     else:
