@@ -53,8 +53,8 @@ def fuzz(target: Target, seconds: float, seed: int, out: Path, answers: Connecti
     answers.send(True)
 
 
-def run_target(target: Target, seconds: float, seed: int, out: Path) -> tuple[int, Counter[str]]:
-    """Run one process to its end; return executions, and findings by what they are."""
+def run_target(target: Target, seconds: float, seed: int, out: Path) -> tuple[int, Counter[str], bool]:
+    """Run one process to its end; return executions, findings by what they are, and whether its time was over."""
     ours, theirs = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("fork").Process(target=fuzz, args=(target, seconds, seed, out, theirs))
     process.start()
@@ -66,23 +66,23 @@ def run_target(target: Target, seconds: float, seed: int, out: Path) -> tuple[in
             answer = ours.recv() if ours.poll(PATIENCE) else "hangs"
         except EOFError:
             process.join()
-            answer = f"the process ended with exit code {process.exitcode}"
+            answer = crash = f"the process ended with exit code {process.exitcode}"
         if answer is True:
             break
         count += 1
         if answer is not None:
             findings[answer] += 1
-        crash = answer if answer == "hangs" or process.exitcode else None
+        crash = "hangs" if answer == "hangs" else crash
     if crash is not None:
         process.kill()
         current = out / f"{target.name}.current"
         saved(out, target, crash, current.read_bytes() if current.exists() else b"")
     process.join()
-    return count, findings
+    return count, findings, crash is None
 
 
-def main() -> None:
-    """Read the options, run all targets in turns, print the table."""
+def main() -> int:
+    """Read the options, run all targets in turns, print the table; return 1 when something was found."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--target", choices=[target.name for target in TARGETS], action="append")
@@ -92,7 +92,7 @@ def main() -> None:
     options.out.mkdir(exist_ok=True)
     targets = [target for target in TARGETS if not options.target or target.name in options.target]
     start, share = time.monotonic(), options.minutes * 60 / len(targets)
-    total = 0
+    total = distinct = 0
     for index, target in enumerate(targets):
         executions, findings, end = 0, Counter[str](), time.monotonic() + share
         for attempt in range(MOST_CRASHES):  # again after a crash
@@ -100,14 +100,17 @@ def main() -> None:
             if left < 1:
                 break
             seed = (options.seed * 100 + index) * 100 + attempt
-            count, found = run_target(target, left, seed, options.out.resolve())
+            count, found, over = run_target(target, left, seed, options.out.resolve())
             executions, findings = executions + count, findings + found
-        total += executions
+            if over or "the process ended with exit code 0" in found:  # it would end at its first seed again
+                break
+        total, distinct = total + executions, distinct + len(findings)
         print(f"{target.name:14} {executions:9,} executions, {len(findings)} findings", flush=True)
         for reason, times in findings.most_common():
             print(f"    {times} x {reason}", flush=True)
     print(f"{total:,} executions in {(time.monotonic() - start) / 60:.1f} minutes, seed {options.seed}")
+    return 1 if distinct else 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

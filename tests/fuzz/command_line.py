@@ -19,14 +19,15 @@ CODES = (0, 1, 2, 3, 4)
 OPTIONS = """
 inspect
 verify --backend --provider --i-trust-this-engine
-score --out --alpha --batch-size --explain --backend --provider --force --allow-unreadable
-calibrate --data --out --alpha --delta --labels --episodes --fps --rule --per-class
-evaluate --id --ood --out --alpha --classes
+score --out --alpha --batch-size --explain --backend --provider --threads --force --allow-unreadable
+calibrate --data --out --alpha --delta --labels --episodes --fps --threshold-only --rule --per-class --threads
+evaluate --id --ood --report --alpha --corrupt --baselines --fit --threads
+bench --baseline --batch --seconds --threads --backend --provider
 export --data --out --calibration-data --preprocess --input-size --resize --crop --filter --mean --std --camera-size
 export --layout --classes --labels --features --ood-prototype --mixup-layer --scale --bank --precision --keep-float
 export --seed --max-auroc-drop --max-flips --alpha --delta --data --out
 compile --backend --batch --sm --out --check --force
-watch --decision --policy --max-age --topic --fps --log --mcap --on-unknown --metrics --alpha
+watch --decision --policy --max-age --topic --fps --log --mcap --on-unknown --metrics --alpha --threads --record
 """
 COMMANDS = [tuple(line.split()) for line in OPTIONS.strip().splitlines()]
 PLAIN = """

@@ -111,7 +111,8 @@ def mutate_zip(inner: Callable[[Random, str, bytes], bytes]) -> Mutate:
         with warnings.catch_warnings(), zipfile.ZipFile(out, "w", how) as archive:
             warnings.simplefilter("ignore")  # of names that are there twice
             for name, content in members:
-                archive.writestr(name.encode("utf-8", "replace").decode().replace("\0", "_") or "_", content)
+                clean = name.encode("utf-8", "replace").decode().replace("\0", "_") or "_"
+                archive.writestr(zipfile.ZipInfo(clean), content, how)  # of 1980: the same bytes in every run
         return mutate_bytes(random, out.getvalue()) if kind == 7 else out.getvalue()
 
     return mutate

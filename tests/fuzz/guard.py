@@ -19,19 +19,46 @@ from tests.fuzz.mutations import Mutate
 ROOT = Path(__file__).resolve().parent.parent.parent
 MIB = 1 << 20
 _CLEAR = Path("/proc/self/clear_refs")
-_READABLE = (
-    str(ROOT),
-    sys.prefix,
-    sys.base_prefix,
-    sys.exec_prefix,
-    "/proc/",
-    "/sys/",
-    "/dev/",
-    "/usr/",
-    "/etc/",
-    "/lib",
+# The installation, and what libraries look up: /etc/passwd, ~, other people's files are not among it.
+_READABLE = tuple(
+    f"{os.path.realpath(folder)}/"
+    for folder in (
+        ROOT / "grood_edge",
+        ROOT / "tests",
+        sys.prefix,
+        sys.base_prefix,
+        "/usr/lib",
+        "/usr/local/lib",
+        "/usr/share/zoneinfo",
+        "/usr/share/fonts",
+        "/lib",
+        "/proc/self",
+        "/proc/cpuinfo",
+        "/proc/meminfo",
+        "/proc/stat",
+        "/proc/net/psched",
+        "/sys/devices/system",
+        "/sys/fs/cgroup",
+        "/dev/urandom",
+        "/etc/mime.types",
+        "/etc/localtime",
+        "/etc/os-release",
+    )
 )
-_NEVER = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "socket.connect", "pickle.find_class")
+_NEVER = (
+    "subprocess.Popen",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "os.forkpty",
+    "socket.connect",
+    "socket.bind",
+    "socket.sendto",
+    "socket.sendmsg",
+    "socket.getaddrinfo",
+    "socket.gethostbyname",
+)
 _CHANGES = (
     "os.remove",
     "os.rename",
@@ -41,6 +68,9 @@ _CHANGES = (
     "os.symlink",
     "os.truncate",
     "os.chmod",
+    "os.chown",
+    "os.utime",
+    "os.setxattr",
     "shutil.rmtree",
 )
 
@@ -84,6 +114,13 @@ class _Watch:
                 isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
             )
             self._path("writes" if writes else "reads", path)
+        elif event in ("os.listdir", "os.scandir"):
+            folder = arguments[0] if isinstance(arguments[0], str | bytes) else "."
+            if os.fsdecode(folder) not in sys.path:  # an import looks there
+                self._path("reads", folder)
+        elif event == "ctypes.dlopen":
+            if arguments[0] and os.sep in os.fsdecode(arguments[0]):  # a bare name is the system's own library
+                self._path("reads", arguments[0])
         elif event in _CHANGES:
             for path in arguments:
                 self._path(event, path)
@@ -96,7 +133,7 @@ class _Watch:
         full = os.path.realpath(os.fsdecode(path))
         if f"{full}/".startswith(f"{self.folder}/") or full == "/dev/null":
             return
-        if what != "reads" or not full.startswith(_READABLE):
+        if what != "reads" or not f"{full}/".startswith(_READABLE):
             self.found.append(f"{what} {full}")
 
 
