@@ -36,8 +36,8 @@ def decoded(
 
     At most `AHEAD` results of `AHEAD_BYTES` in all wait, beside the one that every worker is at; items are taken no
     earlier. Only one worker at a time has a large image file (`images.LARGE_PIXELS`). When the iterator is closed, or
-    dropped, its threads end with the image they are at; one that is stuck in a file that never comes, as on a share that
-    is gone, is left behind after two seconds.
+    dropped, its threads end with the image they are at; one that is stuck in a file that never comes, as on a share
+    that is gone, is left behind after two seconds.
 
     Args:
         items: taken by one thread at a time, not always the same one.
