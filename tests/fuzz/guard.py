@@ -116,7 +116,7 @@ class _Watch:
             self._path("writes" if writes else "reads", path)
         elif event in ("os.listdir", "os.scandir"):
             folder = arguments[0] if isinstance(arguments[0], str | bytes) else "."
-            if os.fsdecode(folder) not in sys.path:  # an import looks there
+            if os.fsdecode(folder) not in (*sys.path, "/dev"):  # imports look there; which cameras there are
                 self._path("reads", folder)
         elif event == "ctypes.dlopen":
             if arguments[0] and os.sep in os.fsdecode(arguments[0]):  # a bare name is the system's own library
