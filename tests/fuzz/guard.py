@@ -58,6 +58,7 @@ _NEVER = (
     "socket.sendmsg",
     "socket.getaddrinfo",
     "socket.gethostbyname",
+    "pickle.find_class",
 )
 _CHANGES = (
     "os.remove",
