@@ -75,9 +75,11 @@ class Samples(Protocol):
 
 @runtime_checkable
 class LaterSamples(Protocol):
-    """The same without the first `start` images."""
+    """The same from the place `start` up to `stop`, and not one image more: None is the end."""
 
-    def __call__(self, on_unreadable: OnUnreadable, /, work: Work = ..., start: int = ...) -> Iterator[Sample]: ...
+    def __call__(
+        self, on_unreadable: OnUnreadable, /, work: Work = ..., start: int = ..., stop: int | None = ...
+    ) -> Iterator[Sample]: ...
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Restart:
     """How a pass goes on in the middle.
 
     `identity()` is a digest of which images there are, in which order and with which labels, without reading them;
-    `samples(on_unreadable, start=n)` leaves the first n images out, those that cannot be decoded counted.
+    `samples(on_unreadable, start=n, stop=m)` are those of the images n to m - 1 that can be decoded.
     """
 
     identity: Callable[[], str]
@@ -222,11 +224,13 @@ def _dataset_from_files(
 ) -> Dataset:
     order = np.random.default_rng(seed).permutation(len(names))
 
-    def samples(on_unreadable: OnUnreadable, work: Work = as_it_is, start: int = 0) -> Iterator[Sample]:
+    def samples(
+        on_unreadable: OnUnreadable, work: Work = as_it_is, start: int = 0, stop: int | None = None
+    ) -> Iterator[Sample]:
         def load(index: int) -> Sample:
             return work(Sample(names[index], load_image(folder / names[index]), labels[index]))
 
-        for index, sample in decoded(map(int, order[start:]), load):
+        for index, sample in decoded(map(int, order[start:stop]), load):
             if isinstance(sample, UnreadableImageError):
                 on_unreadable(names[index], str(sample))
             else:
@@ -255,8 +259,8 @@ def _dataset_from_npz(path: Path, labels: LabelSource, classes: tuple[str, ...] 
     if labels == "folder" and archive.labels is None:
         raise DatasetError(f"{path} has no array 'labels'; add one (integers [n]), or use --labels predicted")
 
-    def samples(_: OnUnreadable, work: Work = as_it_is, start: int = 0) -> Iterator[Sample]:
-        for index, frame in islice(enumerate(archive.frames()), start, None):
+    def samples(_: OnUnreadable, work: Work = as_it_is, start: int = 0, stop: int | None = None) -> Iterator[Sample]:
+        for index, frame in islice(enumerate(archive.frames()), start, stop):
             label = int(archive.labels[index]) if archive.labels is not None and labels == "folder" else None
             yield work(Sample(f"{path.name}[{index}]", frame, label))
 

@@ -8,7 +8,6 @@ import contextlib
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -237,7 +236,7 @@ def _batches(
     taken = found.images
     start = taken + len(found.unreadable)
     if start or workers is not None:
-        _offer_first(dataset, found, dataset.count if workers is not None else taken)
+        _offer_first(dataset, found, None if workers is not None else start)
     if workers is not None:
         yield from batches_of_workers(workers, require_listing(dataset), network, start, found.unreadable.extend)
         return
@@ -270,8 +269,8 @@ def _preparing(network: Network, check: CheckSamples) -> Work:
     return work
 
 
-def _offer_first(dataset: Dataset, found: _Pass, count: int | None) -> None:
-    for sample in islice(dataset.samples(lambda *_: None), count):
+def _offer_first(dataset: Dataset, found: _Pass, stop: int | None) -> None:
+    for sample in restart_of(dataset).samples(lambda *_: None, stop=stop):
         found.check.offer(sample)
         if found.check.full:
             break
