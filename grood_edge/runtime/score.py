@@ -20,7 +20,16 @@ from grood_edge.progress import Progress, silent
 from grood_edge.publishing import published
 from grood_edge.runtime.session import Session
 
-__all__ = ["ScoreRow", "ScoreSummary", "require_readable", "row_writer", "rows_of", "score_images", "summarised"]
+__all__ = [
+    "ScoreRow",
+    "ScoreSummary",
+    "require_batch_size",
+    "require_readable",
+    "row_writer",
+    "rows_of",
+    "score_images",
+    "summarised",
+]
 
 _PARQUET_ROWS = 4096
 _ODD_NAMES = "backslashreplace"  # a byte that is no UTF-8 becomes \udcXX: JSON's own way to write what Python has
@@ -81,8 +90,7 @@ def score_images(
         UsageError: a batch size below 1.
         BackendError: the device failed.
     """
-    if batch_size < 1:
-        raise UsageError(f"--batch-size {batch_size}; expected a number from 1")
+    require_batch_size(batch_size)
     parts = [_open_source(source) for source in sources]
     total = sum(count for count, _ in parts)
     unreadable: list[tuple[str, str]] = []
@@ -90,6 +98,16 @@ def score_images(
     with closing(_batches(parts, session, batch_size, unreadable)) as prepared:
         batches = (rows_of(session, names, frames, explain) for names, frames in prepared)
         return summarised(batches, unreadable, write, lambda done: progress("scoring", done, total))
+
+
+def require_batch_size(size: int) -> None:
+    """Refuse a batch without images.
+
+    Raises:
+        UsageError: a batch size below 1.
+    """
+    if size < 1:
+        raise UsageError(f"--batch-size {size}; expected a number from 1")
 
 
 def summarised(

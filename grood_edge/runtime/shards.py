@@ -21,7 +21,7 @@ from grood_edge.outputs import Outputs
 from grood_edge.progress import Progress, silent
 from grood_edge.ray_engine import SHARD_IMAGES, Cluster, Work, load_shared, shards_of
 from grood_edge.runtime.onnxrt import OnnxRuntimeBackend
-from grood_edge.runtime.score import ScoreRow, ScoreSummary, Write, rows_of, summarised
+from grood_edge.runtime.score import ScoreRow, ScoreSummary, Write, require_batch_size, rows_of, summarised
 from grood_edge.runtime.session import Session
 
 __all__ = ["Part", "Workers", "infer_here", "score_with_workers", "workers_for"]
@@ -124,8 +124,7 @@ def score_with_workers(
         UsageError: a batch size below 1, or an .npz.
         BackendError: workers died again and again, or are not like this process.
     """
-    if batch_size < 1:
-        raise UsageError(f"--batch-size {batch_size}; expected a number from 1")
+    require_batch_size(batch_size)
     paths: list[str] = []
     for source in sources:
         if str(source).lower().endswith(".npz"):
