@@ -136,6 +136,7 @@ def open_ort(model: bytes, provider: str = "cpu", threads: int | None = None, pr
         # Its Python part would print to stdout, and open or run the model again on the CPU.
         session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
         session.disable_fallback()  # older releases do not know the argument, and a run has a fallback of its own
+        session._model_bytes = None  # kept to open the model again for a fallback, for as long as the session lives
     except Exception as error:  # the only base class that onnxruntime's exceptions share
         reason = _first_line(error).rstrip(".") + _ADVICE.get(provider, "")
         raise BackendError(f"onnxruntime cannot open the model on {provider}: {reason}") from error

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 
 from grood_edge.arrays import Frame, Frames, InputFrame
 from grood_edge.errors import FrameError, UsageError
@@ -208,27 +209,24 @@ def resolve_preprocessing(
     )
 
 
-def preprocess_frame(frame: Frame, preprocessing: Preprocessing) -> InputFrame:
+def preprocess_frame(frame: Frame, preprocessing: Preprocessing, color: Color = "rgb") -> InputFrame:
     """Return the frame resized, cropped and colour-converted: uint8 `[height, width, channels]`, C-contiguous.
 
-    `frame` is uint8 `[h, w, 3]` (RGB), `[h, w, 1]` or `[h, w]` (grey), any size. Grey frames are repeated to
-    three channels, RGB frames become grey by Pillow's ITU-R 601-2 luma, as the classifier needs.
+    `frame` is uint8 `[h, w, 3]` (in the order `color`), `[h, w, 1]` or `[h, w]` (grey), any size. Grey frames are
+    repeated to three channels, colours become grey by Pillow's ITU-R 601-2 luma, as the classifier needs.
 
     Raises:
         FrameError: another dtype or shape.
     """
-    array = _check_frame(frame)
+    array, p = _check_frame(frame), preprocessing
     pixels = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
-    placement = placement_of(array.shape[0], array.shape[1], preprocessing)
-    rows, columns = placement.rows, placement.columns
-    kept = resample(pixels, placement, preprocessing.filter, "L" if preprocessing.channels == 1 else "RGB")
-    kept = kept.reshape(rows.out, columns.out, preprocessing.channels)
-    if (rows.out, columns.out) == (preprocessing.height, preprocessing.width):
-        return kept
-    line = np.tile(np.array(preprocessing.padding, np.uint8), preprocessing.width)
-    whole = np.tile(line, preprocessing.height).reshape(preprocessing.height, preprocessing.width, -1)
-    whole[rows.start : rows.start + rows.out, columns.start : columns.start + columns.out] = kept
-    return whole
+    placement = placement_of(array.shape[0], array.shape[1], p)
+    image = resample(pixels, placement, p.filter, "L" if p.channels == 1 else "RGB", color.upper())
+    if image.size != (p.width, p.height):  # the letterbox; what it leaves free is filled
+        page = Image.new(image.mode, (p.width, p.height), p.padding)
+        page.paste(image, (placement.columns.start, placement.rows.start))
+        image = page
+    return np.asarray(image).reshape(p.height, p.width, p.channels)
 
 
 def normalised_frames(

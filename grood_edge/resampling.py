@@ -2,7 +2,7 @@
 
 The axes are resampled in a fixed order, columns first: Pillow 13 began to choose it by the frame's shape, and filters
 that overshoot give other pixels then, by up to 50 grey levels. Rows and columns beyond the filter's reach are left out
-before Pillow copies the frame; the result stays the same to the bit.
+before Pillow reads the frame; the result stays the same to the bit.
 """
 
 import math
@@ -20,6 +20,7 @@ FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 _SUPPORT = {"bilinear": 1, "bicubic": 2, "lanczos": 3}  # pixels that a filter reaches, at scale 1
+_MAX_STEP = (1 << 31) - 1  # bytes from row to row; Pillow's is a C int
 _TALL = 100  # a kept part this many times higher than wide is resampled rows first
 
 
@@ -62,14 +63,15 @@ class Placement:
     columns: SourceSpan
 
 
-def resample(pixels: np.ndarray, placement: Placement, name: str, mode: str) -> np.ndarray:
-    """Return the kept part of a frame, uint8 `[rows.out, columns.out]` for mode L, `[..., 3]` for RGB.
+def resample(pixels: np.ndarray, placement: Placement, name: str, mode: str, order: str = "RGB") -> Image.Image:
+    """Return the kept part of a frame as an image of `columns.out` x `rows.out` pixels.
 
     Args:
         pixels: uint8 `[h, w]` or `[h, w, 3]`.
         placement: of a frame of that size.
         name: the filter, a key of `FILTERS`.
         mode: `L` or `RGB`; other frames are converted first.
+        order: `RGB` or `BGR`, of the channels of `pixels`.
     """
     rows, columns = placement.rows, placement.columns
     tall = rows.high - rows.low > _TALL * (columns.high - columns.low)
@@ -77,12 +79,24 @@ def resample(pixels: np.ndarray, placement: Placement, name: str, mode: str) -> 
         y, x = rows.first(_SUPPORT[name]), columns.first(_SUPPORT[name])
         rows, columns = rows.within_reach(_SUPPORT[name]), columns.within_reach(_SUPPORT[name])
         pixels = pixels[y : y + rows.size, x : x + columns.size]
-    image = Image.fromarray(np.ascontiguousarray(pixels))
+    image = _image(pixels, order)
     if image.mode != mode:
         image = image.convert(mode)
     size, resampling = (columns.out, rows.out), FILTERS[name]
     if tall:  # columns first would need far more memory
         between = image.resize((columns.size, rows.out), resampling, box=(0, rows.low, columns.size, rows.high))
-        return np.asarray(between.resize(size, resampling, box=(columns.low, 0, columns.high, rows.out)))
+        return between.resize(size, resampling, box=(columns.low, 0, columns.high, rows.out))
     between = image.resize((columns.out, rows.size), resampling, box=(columns.low, 0, columns.high, rows.size))
-    return np.asarray(between.resize(size, resampling, box=(0, rows.low, columns.out, rows.high)))
+    return between.resize(size, resampling, box=(0, rows.low, columns.out, rows.high))
+
+
+def _image(pixels: np.ndarray, order: str) -> Image.Image:
+    """Return the pixels as an image. Pillow reads the rows where they are: a crop's need not be copied together."""
+    (height, width), (step, *inner) = pixels.shape[:2], pixels.strides
+    mode, raw, channels = ("L", "L", 1) if pixels.ndim == 2 else ("RGB", order, 3)
+    apart = not pixels.flags.c_contiguous and inner in ([1], [3, 1]) and width * channels <= step <= _MAX_STEP
+    if apart:
+        length = (height - 1) * step + width * channels
+        memory = np.lib.stride_tricks.as_strided(pixels, (length,), (1,), writeable=False)
+        return Image.frombytes(mode, (width, height), memory, "raw", raw, step, 1)
+    return Image.frombuffer(mode, (width, height), np.ascontiguousarray(pixels), "raw", raw, 0, 1)

@@ -1,5 +1,6 @@
 """onnxruntime, opened strictly, and its exceptions turned into ours."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,14 @@ def test_threads(artifact_path: Path) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 1), dtype=np.uint8)
     one, default = (open_ort(artifact_path.read_bytes(), threads=n).run({"image": frames}) for n in (1, None))
     np.testing.assert_allclose(one["logits"], default["logits"], rtol=1e-5, atol=1e-5)
+
+
+def test_the_models_bytes_are_let_go() -> None:
+    data = model()
+    before = sys.getrefcount(data)
+    session = open_ort(data)
+    assert sys.getrefcount(data) == before
+    assert session.outputs == ["y"]
 
 
 INT8_ROWS = "r = DequantizeLinear<axis=0>(b, s) y = Gemm<transB=1>({}, r)"

@@ -199,6 +199,28 @@ def test_read_only_and_strided_frames(photos: list[Image.Image]) -> None:
         np.testing.assert_array_equal(preprocess_frame(view, p), expected)
 
 
+@pytest.mark.parametrize("crop", ["center", "letterbox", "stretch"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_rows_that_lie_apart(photos: list[Image.Image], crop: Any, channels: int) -> None:
+    p = resolve_preprocessing(PreprocessingOptions(crop=crop, input_size=(48, 48)), channels, (None, None))
+    whole = np.asarray(photos[0])
+    for mine in (whole[20:-7, 31:-40], whole[::3], whole[20:21, 5:], whole[::-1], whole[:, ::-2], whole[5:90, 7:8]):
+        for frame in (mine, mine[..., 1]):
+            together = preprocess_frame(np.array(frame, order="C"), p)
+            np.testing.assert_array_equal(preprocess_frame(frame, p), together)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_bgr_is_rgb_in_another_order(photos: list[Image.Image], channels: int) -> None:
+    p = resolve_preprocessing(PreprocessingOptions(crop="letterbox", input_size=(48, 48)), channels, (None, None))
+    whole = np.asarray(photos[0])
+    for frame in (whole, whole[20:-7, 31:-40]):
+        swapped = np.ascontiguousarray(frame[..., ::-1])
+        np.testing.assert_array_equal(preprocess_frame(swapped, p, "bgr"), preprocess_frame(frame, p))
+        assert (preprocess_frame(swapped, p) != preprocess_frame(frame, p)).any()
+        np.testing.assert_array_equal(preprocess_frame(frame[..., 0], p, "bgr"), preprocess_frame(frame[..., 0], p))
+
+
 def test_the_frame_is_not_changed(photos: list[Image.Image]) -> None:
     frame = np.array(photos[0])
     digest = hashlib.sha256(frame.tobytes()).digest()

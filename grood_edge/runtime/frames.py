@@ -66,12 +66,11 @@ def write_frame(frame: object, preprocessing: Preprocessing, color: Color, targe
     if array.shape[:2] == target.shape[:2] and _keeps_all(preprocessing) and (not three or target.shape[2] == 3):
         _copy(array if array.ndim == 3 else array[..., np.newaxis], target, reverse)
         return
-    # Resizing treats channels alike, so the small result is reversed, its padding with it; grey must know the order.
-    if reverse and preprocessing.channels == 1:
-        reversed_frame = np.empty(array.shape, np.uint8)
-        _copy(array, reversed_frame, reverse)
-        array, reverse = reversed_frame, False
-    elif reverse and preprocessing.crop == "letterbox":
+    if reverse and preprocessing.channels == 1:  # grey must know the order
+        np.copyto(target, preprocess_frame(array, preprocessing, "bgr"))
+        return
+    # Resizing treats channels alike, so the small result is reversed, its padding with it: less work.
+    if reverse and preprocessing.crop == "letterbox":
         preprocessing = replace(preprocessing, mean=preprocessing.mean[::-1])
     _copy(preprocess_frame(array, preprocessing), target, reverse)
 

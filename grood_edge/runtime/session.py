@@ -23,6 +23,7 @@ from grood_edge.runtime.choose import BackendName, Choice, Chosen, choose_backen
 from grood_edge.runtime.decisions import class_thresholds, is_alarm
 from grood_edge.runtime.explain import Reason, reasons
 from grood_edge.runtime.frames import array_view, write_frame
+from grood_edge.runtime.machine import return_free_memory
 from grood_edge.scoring import Head
 from grood_edge.stored_head import head_from_model
 
@@ -301,7 +302,7 @@ def open_session(
     else:
         chosen = Chosen(backend)
 
-    # The bytes are let go: on a small device they are as large as the network.
+    # From the file, because its bytes are let go: on a small device they are as large as the network.
     def load_head() -> Head:
         again = read_artifact(Path(path))
         if again.graph_digest != digest:
@@ -310,4 +311,6 @@ def open_session(
 
     session = Session(artifact, chosen.backend, alpha, color, load_head, camera)
     session.fallbacks = chosen.fallbacks
+    del artifact  # the file's bytes, as large as the network
+    return_free_memory()  # and what opening it took
     return session

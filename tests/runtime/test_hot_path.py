@@ -122,6 +122,17 @@ class TestAllocation:
         with opened(wide, color=color) as session:
             assert largest_use(lambda: session.predict(frame)) < LITTLE
 
+    @pytest.mark.parametrize("color", ["rgb", "bgr"])
+    def test_no_array_of_a_frame_is_made_to_resize_it(self, artifact: Artifact, color: Any) -> None:
+        assert artifact.contract.preprocessing.channels == 1
+        frame = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+        center = replace(artifact.contract.preprocessing, crop="center", short_side=36)
+        for p in (artifact.contract.preprocessing, center):
+            resizing = replace(artifact, contract=replace(artifact.contract, preprocessing=p))
+            with opened(resizing, color=color) as session:
+                most = largest_use(lambda session=session: session.predict(frame), 20)
+                assert most < 65_536 + LITTLE < frame.nbytes // 9  # the first is what Pillow encodes into
+
     def test_nor_does_a_batch(self, wide: Artifact) -> None:
         frames = np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE, 3), np.uint8)
         with opened(wide) as session:

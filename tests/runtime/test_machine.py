@@ -1,12 +1,13 @@
 """What a machine tells about itself, on files that stand for /sys and /proc."""
 
 import mmap
+import platform
 from pathlib import Path
 
 import pytest
 
 from grood_edge.runtime import machine
-from grood_edge.runtime.machine import machine_state, memory
+from grood_edge.runtime.machine import machine_state, memory, return_free_memory
 
 
 def test_clocks_temperatures_and_throttling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -50,6 +51,19 @@ def test_memory_grows_with_what_is_held() -> None:
     assert after.peak is not None
     assert after.resident - before.resident > 0.9 * (64 << 20)
     assert after.peak >= after.resident
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep little")
+def test_free_memory_is_returned() -> None:
+    blocks = [bytearray(b"x" * 100_000) for _ in range(640)]  # each below what glibc maps by itself
+    last = bytearray(b"x" * 100_000)  # holds the end of the heap, which glibc would give back without being asked
+    held = memory().resident
+    blocks.clear()
+    return_free_memory()
+    kept = memory().resident
+    assert held is not None
+    assert kept is not None
+    assert held - kept > 0.9 * 640 * len(last)
 
 
 @pytest.mark.parametrize("text", ["", "VmRSS: many kB\nVmHWM: 1 kB\n", "VmRSS:\nVmHWM:\n"])
