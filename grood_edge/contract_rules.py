@@ -207,6 +207,8 @@ def _is_carried(calibration: Calibration) -> bool:
     sizes = calibration.class_sizes or (calibration.n,)
     if not 0 < alpha < 1 or not (delta is None or 0 < delta < 1) or len(ranks) != len(sizes):
         return True  # said by another rule
+    if calibration.sorted_scores().size != calibration.n:
+        return True  # as well, and the time that the rank takes grows with n: it may have no other bound
     return all(k <= largest_rank(alpha, delta, n) + 1 for k, n in zip(ranks, sizes, strict=True))
 
 

@@ -34,6 +34,7 @@ _ADVICE = {
     "tensorrt-ep": ". Where its libraries are missing, install CUDA, cuDNN and the TensorRT that this onnxruntime was "
     "built for" + _OTHERWISE,
 }
+_MOST_CHARACTERS = 600  # of onnxruntime's own message
 _LOG = logging.getLogger("grood_edge")
 
 
@@ -214,4 +215,10 @@ def _profile(model: bytes) -> dict[str, str]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    # It repeats names of the model, which may be of any length; the reason can stand on either side of them.
+    return (
+        line
+        if len(line) <= _MOST_CHARACTERS
+        else f"{line[: _MOST_CHARACTERS // 2]} ... {line[-_MOST_CHARACTERS // 2 :]}"
+    )

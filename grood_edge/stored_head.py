@@ -186,6 +186,10 @@ def head_from_model(model: bytes) -> Head:
         ood_heads = tuple(_read_ood_head(tensors, ood_names(i), center, len(rows), count > 1) for i in range(count))
     except KeyError as error:
         raise ArtifactError(f"the head's initializer {error} is missing: this file is not a whole artifact") from error
+    except (TypeError, ValueError) as error:  # NumPy's, of arrays that do not fit together
+        raise ArtifactError(
+            f"the head's initializers contradict each other: {error}; export the artifact again"
+        ) from error
     dtype: BankDtype = "int8" if BANK_SCALE in tensors else "float32"
     return Head(prototypes, rows.astype(np.float64) + center, ood_heads, dtype, scale)
 

@@ -373,6 +373,12 @@ def test_contradictions(document: dict[str, Any], path: str, value: Any, message
         read(changed(document, path, value))
 
 
+def test_a_number_of_scores_that_are_not_there_costs_no_time(document: dict[str, Any]) -> None:
+    document["calibration"] |= {"n": (1 << 31) - 1, "class_sizes": [], "class_ranks": []}
+    with pytest.raises(ArtifactError, match=f"4 calibration scores where n is {(1 << 31) - 1}"):
+        read(document)
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [("height", 0), ("width", 10**6), ("channels", 2), ("std", [0.0]), ("mean", []), ("short_side", 5)],

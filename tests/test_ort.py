@@ -107,6 +107,12 @@ def test_unknown_operator_is_named() -> None:
         open_ort(model("Relu", "my.domain"))
 
 
+def test_names_without_end_do_not_fill_the_message() -> None:
+    with pytest.raises(BackendError, match="cannot open the model on cpu") as error:
+        open_ort(model("U" * 100_000))
+    assert len(str(error.value)) < 1000
+
+
 def test_wrong_feeds() -> None:
     session = open_ort(model())
     good = np.zeros((1, 2), np.float32)

@@ -304,6 +304,13 @@ def test_missing_initializer_is_named(stored: bytes) -> None:
             head_from_model(model.SerializeToString())
 
 
+@pytest.mark.parametrize("name", ["prototypes_t", "center", "scale", "bank_scale", "map_slope.1"])
+def test_initializers_that_do_not_fit_together(stored: bytes, name: str) -> None:
+    wrong = model_with_tensors(stored, {f"grood/{name}": np.ones((3, 2), np.float32)})
+    with pytest.raises(ArtifactError, match="contradict each other"):
+        head_from_model(wrong)
+
+
 def test_a_bank_without_rows_and_without_tensors(stored: bytes) -> None:
     """No bank in the file means the score log s; the rows' own tensors are then not asked for."""
     model = onnx.load_model_from_string(stored)

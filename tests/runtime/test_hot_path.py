@@ -5,6 +5,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -130,7 +131,7 @@ class TestAllocation:
         for p in (artifact.contract.preprocessing, center):
             resizing = replace(artifact, contract=replace(artifact.contract, preprocessing=p))
             with opened(resizing, color=color) as session:
-                most = largest_use(lambda session=session: session.predict(frame), 20)
+                most = largest_use(partial(session.predict, frame), 20)
                 assert most < 65_536 + LITTLE < frame.nbytes // 9  # the first is what Pillow encodes into
 
     def test_nor_does_a_batch(self, wide: Artifact) -> None:
