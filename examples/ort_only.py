@@ -12,25 +12,21 @@ from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 contract = json.loads(session.get_modelmeta().custom_metadata_map["grood_edge.contract"])
-p = contract["preprocessing"]
-camera, size, how = p["camera"], (p["width"], p["height"]), Image.Resampling[p["filter"].upper()]
+p, camera = contract["preprocessing"], contract["preprocessing"]["camera"]
+size = ((camera or p)["width"], (camera or p)["height"])
 grey = camera["layout"] == "gray" if camera else p["channels"] == 1
 image = ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("L" if grey else "RGB")
-if camera:  # the graph resizes and crops, and takes frames of that camera alone
-    size = (camera["width"], camera["height"])
-    if image.size != size:
-        sys.exit(f"the image has {image.size} pixels (width, height); this artifact takes its camera's {size}")
-elif p["crop"] == "letterbox":  # docs/format.md has the arithmetic of both
-    fit = min(size[0] / image.width, size[1] / image.height)
-    small = image.resize([max(1, int(side * fit + 0.5)) for side in image.size], how)
-    image = Image.new(image.mode, size, tuple(min(255, max(0, int(level + 0.5))) for level in p["mean"]))
-    image.paste(small, ((size[0] - small.width) // 2, (size[1] - small.height) // 2))
-elif p["crop"] == "center":
-    image = image.resize([side * p["short_side"] // min(image.size) for side in image.size], how)
-    left, top = round((image.width - size[0]) / 2), round((image.height - size[1]) / 2)
-    image = image.crop((left, top, left + size[0], top + size[1]))
-pixels = np.asarray(image.resize(size, how)).reshape(1, size[1], size[0], -1)
-pixels = pixels[..., ::-1] if camera and camera["layout"] == "bgr" else pixels
-outputs = dict(zip([o.name for o in session.get_outputs()], session.run(None, {"image": pixels}), strict=True))
-name, p_value = contract["classes"][outputs["class_id"][0]], outputs["p_value"][0]
-print(f"unknown (p {p_value:.3f}); nearest class {name}" if outputs["is_ood"][0] else f"{name} (p {p_value:.3f})")
+if camera and image.size != size:  # the graph resizes and crops, and takes frames of that camera alone
+    sys.exit(f"the image has {image.size} pixels (width, height); this artifact takes its camera's {size}")
+fit, short = min(size[0] / image.width, size[1] / image.height), p["short_side"] or 0
+resized = {  # docs/format.md has the arithmetic
+    "center": [side * short // min(image.size) for side in image.size],
+    "letterbox": [max(1, int(side * fit + 0.5)) for side in image.size],
+    "stretch": size,
+}["stretch" if camera else p["crop"]]
+left, top = ((w - r) // 2 if r < w else -round((r - w) / 2) for r, w in zip(resized, size, strict=True))
+page = Image.new(image.mode, size, tuple(min(255, max(0, int(m + 0.5))) for m in 3 * p["mean"])[: 1 if grey else 3])
+page.paste(image.resize(resized, Image.Resampling[p["filter"].upper()]), (left, top))
+pixels = np.asarray(page).reshape(1, size[1], size[0], -1)[..., :: -1 if camera and camera["layout"] == "bgr" else 1]
+class_id, p_value, is_ood = (v[0] for v in session.run(["class_id", "p_value", "is_ood"], {"image": pixels}))
+print(f"{'unknown; nearest class ' if is_ood else ''}{contract['classes'][class_id]} (p {p_value:.3f})")

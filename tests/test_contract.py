@@ -374,7 +374,12 @@ def test_contradictions(document: dict[str, Any], path: str, value: Any, message
 
 
 def test_a_number_of_scores_that_are_not_there_costs_no_time(document: dict[str, Any]) -> None:
-    document["calibration"] |= {"n": (1 << 31) - 1, "class_sizes": [], "class_ranks": []}
+    document["calibration"] |= {
+        "n": (1 << 31) - 1,
+        "scores": encode_array(np.arange(4, dtype="<f4")),
+        "class_sizes": [],
+        "class_ranks": [],
+    }
     with pytest.raises(ArtifactError, match=f"4 calibration scores where n is {(1 << 31) - 1}"):
         read(document)
 
