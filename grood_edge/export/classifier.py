@@ -14,6 +14,7 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, helper, shape_inferenc
 from grood_edge.errors import BackendError, ClassifierError
 from grood_edge.export.feature_point import Pooling, find_feature_point, pruned
 from grood_edge.export.normal_form import free_batch, load_onnx, normal_form
+from grood_edge.export.preflight_finding import type_name
 from grood_edge.onnx_proto import OPSET
 from grood_edge.ort import OrtModel, open_ort
 
@@ -185,7 +186,7 @@ def _only_image_input(model: ModelProto) -> ValueInfoProto:
         names = ", ".join(value.name for value in inputs) or "none"
         raise ClassifierError(f"the classifier has {len(inputs)} inputs ({names}); expected exactly one image input")
     if inputs[0].type.tensor_type.elem_type not in _FLOAT_TYPES:
-        kind = TensorProto.DataType.Name(inputs[0].type.tensor_type.elem_type)
+        kind = type_name(inputs[0].type.tensor_type.elem_type).upper()
         raise ClassifierError(
             f"the classifier's input {inputs[0].name!r} has type {kind}; expected FLOAT, FLOAT16 or DOUBLE. "
             "Export the classifier without the part that converts pixels"

@@ -199,6 +199,7 @@ def _to_opset(model: ModelProto) -> ModelProto:
         raise ClassifierError(f"the classifier has opset {version}; at least {OLDEST_OPSET} is needed. Export it again")
     if version > OPSET:
         _refuse_newer_operators(model, version)
+    _refuse_malformed_nodes(model, version)
     try:
         return version_converter.convert_version(model, OPSET)
     except Exception as error:  # the converter raises RuntimeError and others straight from C++
@@ -217,6 +218,26 @@ def _refuse_newer_operators(model: ModelProto, version: int) -> None:
             raise ClassifierError(
                 f"the classifier has opset {version}, and its node {_named(node)} does not exist in opset {OPSET}, "
                 f"the newest that every supported runtime reads. Export it again with opset {OPSET}"
+            ) from error
+
+
+def _refuse_malformed_nodes(model: ModelProto, version: int) -> None:
+    """The converter trusts what a node says of its attributes: one of another type can end the process."""
+    context = type(checker.DEFAULT_CONTEXT)()
+    context.ir_version, context.opset_imports = model.ir_version, {"": version}
+    for node in _nodes(model.graph):
+        alone = NodeProto()
+        alone.CopyFrom(node)
+        for attribute in alone.attribute:  # the nodes inside take their turn
+            for graph in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
+                graph.CopyFrom(GraphProto(name="inside"))
+        try:
+            checker.check_node(alone, context)
+        except checker.ValidationError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ClassifierError(
+                f"the classifier's node {_named(node)} is not what opset {version} allows: {reason[:300]}. "
+                "Export the classifier again"
             ) from error
 
 

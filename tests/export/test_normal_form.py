@@ -12,7 +12,7 @@ from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_help
 
 from grood_edge.artifact import read_artifact
 from grood_edge.errors import ArtifactError, ClassifierError
-from grood_edge.export.classifier import graph_from_onnx, load_classifier
+from grood_edge.export.classifier import ClassifierOptions, graph_from_onnx, load_classifier
 from grood_edge.export.normal_form import IR_VERSION, free_batch, load_onnx, model_of, normal_form
 from grood_edge.export.torch_classifier import onnx_from_torch
 from grood_edge.onnx_proto import OPSET
@@ -189,6 +189,23 @@ def test_batch_norm_in_training_mode_is_refused(opset: int, outputs: list[str], 
     model = onnx_classifier([CONV_NODES[0], bn, relu, *CONV_NODES[2:], GEMM], statistics(opset), opset=opset)
     with pytest.raises(ClassifierError, match=r"BatchNormalization 'layer1/bn' is a batch norm in training.*eval\(\)"):
         normal_form(model)
+
+
+def test_attribute_of_another_type_is_refused_before_it_is_converted() -> None:
+    """The converter of onnx 1.23 reads the integers of a FLOAT, and the process ends."""
+    mean = helper.make_node("ReduceMean", ["relu"], ["flat"], name="mean", axes=[2, 3], keepdims=0)
+    mean.attribute[0].type = onnx.AttributeProto.FLOAT
+    model = onnx_classifier([*CONV_NODES[:2], mean, GEMM], [], opset=17)
+    with pytest.raises(ClassifierError, match=r"ReduceMean 'mean' is not what opset 17 allows: .*axes.*Export"):
+        normal_form(model)
+
+
+def test_an_input_of_an_unknown_type_is_refused(tmp_path: Path) -> None:
+    model = onnx_classifier(body(OPSET), [], opset=OPSET)
+    model.graph.input[0].type.tensor_type.elem_type = -(1 << 31)
+    onnx.save(model, tmp_path / "net.onnx")
+    with pytest.raises(ClassifierError, match="has type NUMBER -2147483648; expected FLOAT"):
+        load_classifier(tmp_path / "net.onnx", ClassifierOptions(input_size=(16, 16)))
 
 
 @pytest.mark.parametrize("as_node", [True, False])
