@@ -148,9 +148,8 @@ def mutate_npy(random: Random, name: str, data: bytes) -> bytes:
     changed = header.replace(old, random.choice(options), 1) if kind < 5 else mutate_text(random, header)
     raw = changed.encode("latin-1", "replace")
     version = random.choice((data[:8], data[:8], b"\x93NUMPY\x02\x00", b"\x93NUMPY\x03\x00", b"\x93NUMPY\x09\x00"))
-    return (
-        version + (struct.pack("<H", len(raw) % 65536) if version[6] == 1 else struct.pack("<I", len(raw))) + raw + rest
-    )
+    first = version[6:7] == b"\x01"  # not where an earlier change has cut the member off
+    return version + (struct.pack("<H", len(raw) % 65536) if first else struct.pack("<I", len(raw))) + raw + rest
 
 
 def mutate_mcap(random: Random, data: bytes) -> bytes:
