@@ -1,8 +1,10 @@
 """The command line: parse, call one library function, print. Heavy imports happen inside the commands."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -223,11 +225,21 @@ def _options(
 def main() -> None:
     """Run the command line: exit code 0 done, 1 refused, 2 wrong usage, 130 interrupted."""
     signal.signal(signal.SIGTERM, _interrupt)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup has it ignored
+        signal.signal(signal.SIGHUP, partial(_hang_up, [fd for fd in (1, 2) if os.isatty(fd)]))
     app()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise Terminated
+    raise Terminated(number)
+
+
+def _hang_up(terminals: list[int], number: int, frame: FrameType | None) -> None:
+    """The terminal is gone: saying anything would fail, and that must not come before outputs are closed."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for fd in terminals:
+        os.dup2(nowhere, fd)
+    raise Terminated(number)
 
 
 def _keep(rows: list[Any], most: int | None) -> Callable[[Any], None]:

@@ -94,7 +94,7 @@ def watch_command(
             error.exit_code = 4
         raise
     except KeyboardInterrupt as error:
-        ended, code = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
+        ended, code = ("terminated", 128 + error.number) if isinstance(error, Terminated) else ("interrupted", 130)
         _conclude(tally, ended, as_json)
         raise typer.Exit(code) from error
     _conclude(tally, tally.cut_off or "the source has ended", as_json)

@@ -17,6 +17,8 @@
 A message says what was received, what was expected, and what to do next.
 """
 
+import signal
+
 __all__ = [
     "ArtifactError",
     "BackendError",
@@ -100,4 +102,8 @@ class MissingExtraError(GroodEdgeError):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: everything is closed as after Ctrl-C, and the exit code tells them apart where a command says so."""
+    """SIGTERM or SIGHUP: everything is closed as after Ctrl-C; exit codes tell them apart where a command says so."""
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__()
+        self.number = number

@@ -175,6 +175,7 @@ def head_from_model(model: bytes) -> Head:
     """
     tensors = dict(stored_tensors(model))
     count = max(1, sum(name.startswith(ood_names(0).ood_prototype[:-1]) for name in tensors))
+    dtype: BankDtype = "int8" if BANK_SCALE in tensors else "float32"
     try:
         center = tensors[CENTER].astype(np.float64)
         prototypes = np.ascontiguousarray(tensors[PROTOTYPES_T].T).astype(np.float64) + center
@@ -183,15 +184,16 @@ def head_from_model(model: bytes) -> Head:
         if BANK in tensors:
             stored = tensors[BANK]
             rows = stored if stored.dtype == np.float32 else _dequantised(stored, tensors[BANK_SCALE])
+        if prototypes.ndim != 2 or rows.ndim != 2:
+            raise ValueError(f"prototypes of shape {prototypes.shape}, bank rows of {rows.shape}")
         ood_heads = tuple(_read_ood_head(tensors, ood_names(i), center, len(rows), count > 1) for i in range(count))
+        return Head(prototypes, rows.astype(np.float64) + center, ood_heads, dtype, scale)
     except KeyError as error:
         raise ArtifactError(f"the head's initializer {error} is missing: this file is not a whole artifact") from error
-    except (TypeError, ValueError) as error:  # NumPy's, of arrays that do not fit together
+    except (TypeError, ValueError, IndexError) as error:  # NumPy's, of arrays that do not fit together
         raise ArtifactError(
             f"the head's initializers contradict each other: {error}; export the artifact again"
         ) from error
-    dtype: BankDtype = "int8" if BANK_SCALE in tensors else "float32"
-    return Head(prototypes, rows.astype(np.float64) + center, ood_heads, dtype, scale)
 
 
 def _read_ood_head(

@@ -109,14 +109,16 @@ def test_the_robot_is_left_standing_whatever_ends_the_loop(
     assert (first.split(":")[0], last) == ("go", "STOP: the loop has ended")
 
 
+@pytest.mark.parametrize("filter_", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("crop", ["stretch", "center", "letterbox"])
 def test_the_file_alone_sees_what_the_session_sees(
-    crop: Literal["stretch", "center", "letterbox"], digit: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    crop: Literal["stretch", "center", "letterbox"], filter_: Literal["bilinear", "bicubic"], digit: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """Also images on their side by EXIF, of any proportions, in colour, with transparency."""
     artifact = read_artifact(MODEL)
-    p = replace(artifact.contract.preprocessing, crop=crop, short_side=36 if crop == "center" else None)
+    short_side = 36 if crop == "center" else None
+    p = replace(artifact.contract.preprocessing, crop=crop, short_side=short_side, filter=filter_)
     (tmp_path / "model.onnx").write_bytes(artifact_bytes(artifact.model, replace(artifact.contract, preprocessing=p)))
     wide = Image.open(digit).convert("L").resize((200, 137))
     exif = Image.Exif()
@@ -125,6 +127,7 @@ def test_the_file_alone_sees_what_the_session_sees(
     wide.save(tmp_path / "wide.png")
     wide.convert("RGBA").save(tmp_path / "rgba.png")
     wide.resize((9, 400)).save(tmp_path / "thin.png")
+    wide.resize((90, 576)).save(tmp_path / "tie.png")  # 5.0 columns of 32 rows, and 36 x 230.4
     seen: list[np.ndarray] = []
     whole = onnxruntime.InferenceSession.run
 
@@ -144,7 +147,7 @@ def test_the_file_alone_sees_what_the_session_sees(
             assert said.startswith("unknown") == verdict.is_ood
             prepared = session.prepare(load_image(path))
             assert np.abs(seen[-1][0].astype(int) - prepared.astype(int)).max() <= 1, path
-    assert len(seen) == 4
+    assert len(seen) == 5
 
 
 def test_the_ros_node_judges_a_recorded_bag(digit: Path, tmp_path: Path) -> None:

@@ -304,9 +304,13 @@ def test_missing_initializer_is_named(stored: bytes) -> None:
             head_from_model(model.SerializeToString())
 
 
-@pytest.mark.parametrize("name", ["prototypes_t", "center", "scale", "bank_scale", "map_slope.1"])
-def test_initializers_that_do_not_fit_together(stored: bytes, name: str) -> None:
-    wrong = model_with_tensors(stored, {f"grood/{name}": np.ones((3, 2), np.float32)})
+@pytest.mark.parametrize("name", ["prototypes_t", "center", "scale", "bank_scale", "bank", "map_slope.1"])
+@pytest.mark.parametrize("shape", [(3, 2), (), (7,), (2, 3, 4, 5)])
+def test_initializers_that_do_not_fit_together(stored: bytes, name: str, shape: tuple[int, ...]) -> None:
+    wrong = model_with_tensors(stored, {f"grood/{name}": np.ones(shape, np.float32)})
+    if shape == () and name in ("scale", "map_slope.1", "center"):  # it is one number, or is added to each
+        head_from_model(wrong)
+        return
     with pytest.raises(ArtifactError, match="contradict each other"):
         head_from_model(wrong)
 

@@ -21,6 +21,7 @@ from grood_edge.runtime.trt_api import TrtApi, process_logger, without_noise
 __all__ = ["BuildSettings", "Built", "Interrupts", "build_engine", "held_interrupts", "require_usable"]
 
 MAX_TIMING_CACHE_BYTES = 256 << 20
+_INTERRUPTS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _SHOWN_DEPTH = 2  # of nested phases of a build
 _ADVICE = {  # by what the reason says, in lower case
     "memory": "free memory on this machine, or build for a smaller batch with --batch",
@@ -272,12 +273,12 @@ class Interrupts:
 
 @contextlib.contextmanager
 def held_interrupts() -> Iterator[Interrupts]:
-    """Hold Ctrl-C and SIGTERM back while TensorRT works: an exception inside its C++ would end the process.
+    """Hold Ctrl-C, SIGTERM and SIGHUP back while TensorRT works: an exception inside its C++ would end the process.
 
     In other threads nothing is changed: signals never reach them.
     """
     interrupts = Interrupts()
-    wanted = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    wanted = _INTERRUPTS if threading.current_thread() is threading.main_thread() else []
 
     def note(number: int, frame: FrameType | None) -> None:
         interrupts.came = True

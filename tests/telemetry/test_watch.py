@@ -173,7 +173,12 @@ def test_damaged_frames_in_the_middle_are_invalid_and_the_stream_goes_on(artifac
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+    ("number", "code", "word"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "terminated"),
+        (signal.SIGHUP, 129, "terminated"),
+    ],
 )
 def test_signals_end_it_with_readable_files(number: int, code: int, word: str, tmp_path: Path) -> None:
     log, recording, channel = tmp_path / "a.jsonl", tmp_path / "a.mp4", tmp_path / "a.mcap"

@@ -23,6 +23,7 @@ __all__ = ["is_bag", "open_bag"]
 _SUFFIXES = (".mcap", ".db3")
 _MAX_BYTES = 256 << 20  # of one record, one unpacked chunk, one message
 _MAX_TOPICS = 10_000
+_MAGIC = b"\x89MCAP0\r\n"  # https://mcap.dev/spec#magic
 _MAX_NAME = 1000  # of a topic or its type
 
 
@@ -89,7 +90,10 @@ def _choose_topic(path: Path, topics: dict[str, str], wanted: str | None) -> str
         return str(wanted)
     if wanted is None and len(images) == 1:
         return images[0]
-    listed = ", ".join(f"{name} ({topics[name].rpartition('/')[2]})" for name in images[:20]) or "none"
+    if not images:
+        others = f" among its {len(topics)} topics" if topics else " and no other; was it cut off near its beginning?"
+        raise SourceError(f"{path} has no topic of ROS 2 images{others} (expected one of {', '.join(IMAGE_TYPES)})")
+    listed = ", ".join(f"{name} ({topics[name].rpartition('/')[2]})" for name in images[:20])
     asked = "a topic must be chosen (--topic)" if wanted is None else f"{wanted!r} is not among them"
     raise SourceError(f"{path} has {len(images)} image topics of ROS 2 messages and {asked}: {listed}")
 
@@ -181,6 +185,9 @@ def _mcap_topics(file: Path) -> dict[str, str]:
     from mcap.records import Channel, Schema
 
     with open(file, "rb") as opened:
+        if opened.read(len(_MAGIC)) != _MAGIC:
+            raise SourceError(f"{file} is no MCAP file, or is damaged at its beginning: it does not start like one")
+        opened.seek(0)
         summary = None
         if file.stat().st_size > 0:
             try:

@@ -314,8 +314,24 @@ def test_several_topics_must_be_chosen(tmp_path: Path) -> None:
 
 
 def test_no_image_topic_is_said(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"0 image topics of ROS 2 messages and a topic must be chosen .*: none"):
+    with pytest.raises(
+        SourceError, match=r"has no topic of ROS 2 images among its 1 topics \(expected one of .*CompressedImage"
+    ):
         open_source(str(write_bag(tmp_path / "bag", "MCAP", [text("only words")])))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is no MCAP file, or is damaged at its beginning"),
+        (default_rng(0).bytes(1000), "is no MCAP file, or is damaged at its beginning"),
+        (b"\x89MCAP0\r\n\x01", "has no topic of ROS 2 images and no other; was it cut off near its beginning"),
+    ],
+)
+def test_what_is_no_recording_is_said(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "x.mcap").write_bytes(content)
+    with pytest.raises(SourceError, match=message):
+        open_source(str(tmp_path / "x.mcap"))
 
 
 def test_a_damaged_message_is_a_frame_without_image(tmp_path: Path) -> None:
