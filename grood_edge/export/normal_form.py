@@ -197,6 +197,11 @@ def _to_opset(model: ModelProto) -> ModelProto:
         return model
     if version < OLDEST_OPSET:
         raise ClassifierError(f"the classifier has opset {version}; at least {OLDEST_OPSET} is needed. Export it again")
+    if version > defs.onnx_opset_version():
+        raise ClassifierError(
+            f"the classifier has opset {version}; the installed onnx knows up to {defs.onnx_opset_version()}. "
+            f"Export it again with opset {OPSET}, or install a newer onnx"
+        )
     if version > OPSET:
         _refuse_newer_operators(model, version)
     _refuse_malformed_nodes(model, version)
@@ -224,7 +229,7 @@ def _refuse_newer_operators(model: ModelProto, version: int) -> None:
 def _refuse_malformed_nodes(model: ModelProto, version: int) -> None:
     """The converter trusts what a node says of its attributes: one of another type can end the process."""
     context = type(checker.DEFAULT_CONTEXT)()
-    context.ir_version, context.opset_imports = model.ir_version, {"": version}
+    context.ir_version, context.opset_imports = IR_VERSION, {"": version}
     for node in _nodes(model.graph):
         alone = NodeProto()
         alone.CopyFrom(node)

@@ -68,7 +68,9 @@ def mutate_arguments(random: Random, data: bytes) -> bytes:
         del words[at : at + 1]
     elif words:
         words[at % len(words)] = mutate_text(random, words[at % len(words)])
-    clean = [word.replace("\0", "") for word in words if ":" not in word or word in VALUES]  # module:factory is code
+    # module:factory is code, and a file that the user names is read: both are meant
+    meant = [word for word in words if (":" not in word or word in VALUES) and "/etc/passwd" not in word]
+    clean = [word.replace("\0", "") for word in meant]
     return b"\0".join(word.encode("utf-8", "surrogateescape" if _escaped(word) else "replace") for word in clean)
 
 

@@ -38,6 +38,8 @@ _READABLE = tuple(
         "/proc/stat",
         "/proc/net/psched",
         "/sys/devices/system",
+        "/sys/class/thermal",
+        "/sys/devices/virtual/thermal",
         "/sys/fs/cgroup",
         "/dev/urandom",
         "/etc/mime.types",
