@@ -87,7 +87,7 @@ def test_newer_operator_is_refused_by_name() -> None:
 
 @pytest.mark.parametrize(
     ("opset", "message"),
-    [(6, "opset 6; at least 7 is needed"), (1, "at least 7"), (99, r"opset 99; the installed onnx knows up to \d+. Export it again with opset 19")],
+    [(6, "opset 6; at least 7 is needed"), (1, "at least 7"), (99, "opset 99; the installed onnx knows up to")],
 )
 def test_opset_out_of_reach(opset: int, message: str) -> None:
     with pytest.raises(ClassifierError, match=message):
