@@ -37,10 +37,17 @@ __all__ = [
 ]
 
 
+MOST_CHARACTERS = 4000  # of a message
+
+
 class GroodEdgeError(Exception):
     """Base of all errors raised on purpose; `str()` is a sentence for the user."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        half = MOST_CHARACTERS // 2  # a file's names may have any length, and what to do stands at the end
+        super().__init__(message if len(message) <= 2 * half else f"{message[:half]} ... {message[-half:]}")
 
 
 class UsageError(GroodEdgeError):

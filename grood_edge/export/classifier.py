@@ -141,6 +141,8 @@ def _same_outputs(original: ModelProto, freed: ModelProto, kept: ModelProto, ima
     step = shape[0] if isinstance(shape[0], int) and shape[0] > 0 else 1
     images = np.resize(images, (-(-len(images) // step) * step, *images.shape[1:]))
     expected = _outputs(reference, images, step)
+    if expected.ndim < 2:
+        raise ClassifierError("the classifier gives one number for each image, or for all; expected logits of classes")
     if not np.isfinite(expected).all():
         raise ClassifierError("the classifier's outputs are NaN or Inf for random images; check its weights")
     tolerance = HALF_OUTPUT_TOLERANCE if images.dtype == np.float16 else OUTPUT_TOLERANCE
@@ -176,7 +178,7 @@ def _largest_errors(
 def _outputs(model: OrtModel, images: np.ndarray, batch: int) -> np.ndarray:
     (name,) = model.inputs
     rows = [model.run({name: images[i : i + batch]})[model.outputs[0]] for i in range(0, len(images), batch)]
-    return np.concatenate(rows).astype(np.float64)
+    return np.concatenate([np.atleast_1d(row) for row in rows]).astype(np.float64)
 
 
 def _only_image_input(model: ModelProto) -> ValueInfoProto:

@@ -36,6 +36,7 @@ OLDEST_OPSET = 7  # below it, broadcasting was an attribute and no converter is 
 MAX_MODEL_BYTES = (2 << 30) - 1  # protobuf's own limit
 MAX_INLINED_NODES = 20_000  # in place of local functions; real classifiers have hundreds
 MAX_INLINED_BYTES = 256 << 20  # beyond the model's own
+MOST_NAME = 200  # characters of a name that are repeated
 _MAX_FUNCTION_DEPTH = 64
 _STANDARD = ("", "ai.onnx")
 
@@ -277,7 +278,13 @@ def _refuse_training_mode(model: ModelProto) -> None:
 
 
 def _is_true(tensor: TensorProto) -> bool:
-    return tensor.data_type == TensorProto.BOOL and bool(numpy_helper.to_array(tensor).all())
+    if tensor.data_type != TensorProto.BOOL:
+        return False
+    try:
+        return bool(numpy_helper.to_array(tensor).all())
+    except ValueError as error:
+        name = tensor.name[:MOST_NAME]
+        raise ClassifierError(f"the classifier's tensor {name!r} is damaged: {error}; export it again") from error
 
 
 def _drop_weight_inputs(graph: GraphProto) -> None:
@@ -322,7 +329,8 @@ def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
 
 
 def _named(node: NodeProto) -> str:
-    return f"{node.op_type} {node.name or node.output[0]!r}"
+    name = node.name or next(iter(node.output), "without name and output")
+    return f"{node.op_type[:MOST_NAME]} {name[:MOST_NAME]!r}"
 
 
 def _external_tensors(model: ModelProto) -> Iterator[TensorProto]:

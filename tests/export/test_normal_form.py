@@ -200,6 +200,27 @@ def test_attribute_of_another_type_is_refused_before_it_is_converted() -> None:
         normal_form(model)
 
 
+def test_a_node_without_a_name_or_with_a_long_one_is_refused_in_few_words() -> None:
+    for node in (NodeProto(op_type="Relu", input=["conv"]), helper.make_node("R" * 5000, ["conv"], ["x" * 50_000])):
+        with pytest.raises(ClassifierError, match="is not what opset 17 allows") as error:
+            normal_form(onnx_classifier([*CONV_NODES, GEMM, node], opset=17))
+        assert len(str(error.value)) < 1000
+
+
+def test_a_flag_whose_data_does_not_fit_is_refused() -> None:
+    flag = TensorProto(name="train", data_type=TensorProto.BOOL, dims=[5], raw_data=bytes(10))
+    with pytest.raises(ClassifierError, match="tensor 'train' is damaged: cannot reshape"):
+        normal_form(onnx_classifier([*CONV_NODES, GEMM], [flag]))
+
+
+def test_a_network_that_gives_one_number_is_refused(tmp_path: Path) -> None:
+    total = helper.make_node("ReduceSum", ["each"], ["logits"], keepdims=0)
+    nodes = [*CONV_NODES, helper.make_node("Gemm", ["flat", "w2", "b2"], ["each"]), total]
+    onnx.save(onnx_classifier(nodes, opset=OPSET), tmp_path / "net.onnx")
+    with pytest.raises(ClassifierError, match="expected logits of classes"):
+        load_classifier(tmp_path / "net.onnx", ClassifierOptions(input_size=(16, 16)))
+
+
 def test_an_input_of_an_unknown_type_is_refused(tmp_path: Path) -> None:
     model = onnx_classifier(body(OPSET), [], opset=OPSET)
     model.graph.input[0].type.tensor_type.elem_type = -(1 << 31)
