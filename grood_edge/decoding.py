@@ -36,8 +36,8 @@ def decoded(
 
     At most `AHEAD` results of `AHEAD_BYTES` in all wait, beside the one that every worker is at; items are taken no
     earlier. Only one worker at a time has a large image file (`images.LARGE_PIXELS`). When the iterator is closed, or
-    dropped, its threads end with the image they are at; one that is stuck in a file that never comes, as on a share
-    that is gone, is left behind after two seconds.
+    dropped, its threads end with the image they are at; those that are stuck in a file or an item that never comes,
+    as on a share that is gone, are left behind after two seconds.
 
     Args:
         items: taken by one thread at a time, not always the same one.
@@ -66,6 +66,7 @@ class _Queue(Generic[_Item, _Result]):
     def __init__(self, items: Iterator[_Item], load: Callable[[_Item], _Result]) -> None:
         self._items, self._load = items, load
         self._changed = threading.Condition()
+        self._source = threading.Lock()  # of `_items` and `_given`; taken before `_changed`
         self._waiting: dict[int, tuple[_Item, _Result | UnreadableImageError]] = {}
         self._bytes = self._given = self._taken = 0
         self._end: int | None = None  # the place after the last one, or the one that failed with `_error`
@@ -82,8 +83,7 @@ class _Queue(Generic[_Item, _Result]):
             except UnreadableImageError as error:
                 result = UnreadableImageError(*error.args)  # tracebacks, also its cause's, hold the file and the pixels
             except BaseException as error:  # whoever takes the results would wait for ever
-                with self._changed:
-                    self._stop(place, error)
+                self._stop(place, error)
                 return
             with self._changed:
                 self._waiting[place] = item, result
@@ -103,21 +103,21 @@ class _Queue(Generic[_Item, _Result]):
             self._changed.notify_all()
 
     def _next(self) -> tuple[int, _Item] | None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._over() or self._has_room())
-            if self._over():
-                return None
-            place = self._given
+        with self._source:
+            with self._changed:
+                self._changed.wait_for(lambda: self._over() or self._has_room())
+                if self._over():
+                    return None
             try:
-                item = next(self._items)
+                item = next(self._items)  # may take long: results can be taken meanwhile, and the queue be closed
             except StopIteration:
-                self._stop(place, None)
+                self._stop(self._given, None)
                 return None
             except BaseException as error:  # an archive that is damaged here
-                self._stop(place, error)
+                self._stop(self._given, error)
                 return None
             self._given += 1
-            return place, item
+            return self._given - 1, item
 
     def _take(self) -> tuple[_Item, _Result | UnreadableImageError] | None:
         with self._changed:
@@ -140,9 +140,10 @@ class _Queue(Generic[_Item, _Result]):
         return self._given - self._taken < AHEAD and self._bytes < AHEAD_BYTES
 
     def _stop(self, place: int, error: BaseException | None) -> None:
-        if self._end is None or place < self._end:
-            self._end, self._error = place, error
-        self._changed.notify_all()
+        with self._changed:
+            if self._end is None or place < self._end:
+                self._end, self._error = place, error
+            self._changed.notify_all()
 
 
 def _size(result: _Sized | UnreadableImageError) -> int:

@@ -6,6 +6,7 @@ give both. A task whose worker dies is run again by Ray, and gives the same, bec
 """
 
 import contextlib
+import importlib
 import logging
 import os
 import platform
@@ -13,7 +14,7 @@ import secrets
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +54,10 @@ class Cluster:
 
     cpus: int
 
-    def ordered(self, work: Work, shards: Iterable[Any]) -> Iterator[Any]:
+    def ordered(self, work: Work, shards: Iterable[Any]) -> Generator[Any, None, None]:
         """Run every shard once, at most two in flight for each CPU, and give the results in the order of the shards.
+
+        Whoever may leave early closes it, so that the shards in flight are cancelled while the cluster is there.
 
         Raises:
             GroodEdgeError: what a worker raised, as it would be raised here.
@@ -83,9 +86,10 @@ class Cluster:
             while flying:
                 yield landed()
         finally:  # after an error or Ctrl-C nobody wants the others
-            for waiting in flying:
-                with contextlib.suppress(ray.exceptions.RayError):
-                    ray.cancel(waiting)
+            if ray.is_initialized():  # else ray.cancel would start a cluster
+                for waiting in flying:
+                    with contextlib.suppress(ray.exceptions.RayError):
+                        ray.cancel(waiting)
 
 
 def require_engine(engine: Engine, address: str | None) -> None:
@@ -106,10 +110,6 @@ def require_engine(engine: Engine, address: str | None) -> None:
             f"--ray-address {address}; expected host:port of the cluster, such as 10.0.0.1:6379, or auto. Run the "
             "command on a machine of the cluster: Ray's client protocol is not supported"
         )
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # before the import, as the others: nothing calls home
-    if address is None:  # Ray listens on every interface; a cluster that was started elsewhere has its own token
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
         import ray  # noqa: F401
     except ImportError as error:
@@ -120,7 +120,7 @@ def opened_engine(engine: Engine, address: str | None = None) -> AbstractContext
     """Join or start the cluster for a `with` block; None where the work is done here.
 
     Without an address Ray is started on this machine alone, for this block; a program that has called `ray.init` itself
-    goes on with its own cluster.
+    goes on with its own cluster. The environment is left as it was found.
 
     Raises:
         BackendError: the cluster cannot be reached or started.
@@ -134,17 +134,66 @@ def opened_engine(engine: Engine, address: str | None = None) -> AbstractContext
 def _joined(address: str | None) -> Iterator[Cluster]:
     import ray
 
-    own = not ray.is_initialized()
-    if own:
+    if ray.is_initialized():
+        yield _present()
+        return
+    with _settings(address):
         _init(address)
-    try:
-        cpus = int(ray.cluster_resources().get("CPU", 0))
-        if cpus < 1:
-            raise BackendError("the Ray cluster has no CPU; start a node with one: ray start --address HEAD:6379")
-        yield Cluster(cpus)
-    finally:
-        if own:
+        try:
+            yield _present()
+        finally:
             ray.shutdown()
+
+
+def _present() -> Cluster:
+    import ray
+
+    cpus = int(ray.cluster_resources().get("CPU", 0))
+    if cpus < 1:
+        raise BackendError("the Ray cluster has no CPU; start a node with one: ray start --address HEAD:6379")
+    return Cluster(cpus)
+
+
+@contextlib.contextmanager
+def _settings(address: str | None) -> Iterator[None]:
+    """For a block: Ray calls nobody, and a cluster of our own, which listens on every interface, asks for a token."""
+    ours = {"RAY_USAGE_STATS_ENABLED": "0"}
+    if address is None:  # a cluster that was started elsewhere has its own token
+        defaults = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        ours |= {name: os.environ.get(name, value) for name, value in defaults.items()}
+    found = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        if address is None:
+            _read_again()
+        yield
+    finally:
+        for name, value in found.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        if address is None:
+            _read_again()
+
+
+def _read_again() -> None:
+    """Have Ray read the environment: it does so when it is imported, and keeps the token that it has found then.
+
+    Without this a program that imported Ray before could not be put behind a token, and its own `ray.init` later would
+    fail for ours. The order is Ray's own: a thread of it that still ends may ask for a token while the mode says so.
+    """
+    import ray
+
+    try:
+        raylet: Any = importlib.import_module("ray._raylet")  # Ray has no public way
+        raylet.Config.initialize("")
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
+    except (ImportError, AttributeError) as error:
+        raise BackendError(
+            f"Ray {ray.__version__} cannot be put behind a token here ({error}); call ray.init before, or give "
+            "--ray-address auto after: ray start --head"
+        ) from error
 
 
 def _init(address: str | None) -> None:

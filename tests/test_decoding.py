@@ -176,6 +176,24 @@ def test_a_file_that_never_comes_is_left_behind(tmp_path: Path, monkeypatch: pyt
     let_go.set()
 
 
+def test_an_item_that_does_not_come_holds_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "PATIENCE", 0.1)
+    comes = threading.Event()
+
+    def items() -> Iterator[int]:
+        yield 0
+        assert comes.wait(30)
+        yield 1
+
+    results = decoded(items(), of, 2)
+    found = [next(results)[0]]
+    results.close()
+    assert (found, comes.is_set()) == ([0], False)
+    left = decoders()
+    comes.set()
+    assert len(left) == 2
+
+
 def test_large_images_are_decoded_and_resized_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "LARGE_PIXELS", 100)
     Image.new("RGB", (20, 20)).save(tmp_path / "large.png")

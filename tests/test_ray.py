@@ -1,10 +1,12 @@
 """A real Ray cluster with two workers, of which one is killed in the middle: everything is as it is without Ray."""
 
+import importlib.util
 import logging
 import os
+import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from grood_edge.demo.images import DemoImages
 from grood_edge.demo.network import DigitNetwork
 from grood_edge.errors import BackendError, ClassifierError, DatasetError, MissingExtraError, UsageError
 from grood_edge.evaluate.evaluation import EvaluateOptions, evaluate
+from grood_edge.evaluate.passes import score_set
+from grood_edge.evaluate.sets import ood_set
 from grood_edge.evaluate.summary import evaluation_document
 from grood_edge.export import ExportOptions, export_model
 from grood_edge.export import shards as export_shards
@@ -22,7 +26,18 @@ from grood_edge.export.features import Reading, collect_features
 from grood_edge.export.recalibrate import RecalibrateOptions, recalibrate
 from grood_edge.export.spool import SpoolPlan
 from grood_edge.ort import open_ort
-from grood_edge.ray_engine import Cluster, Work, _result, _task, load_shared, opened_engine, require_engine, shards_of
+from grood_edge.ray_engine import (
+    Cluster,
+    Work,
+    _read_again,
+    _result,
+    _settings,
+    _task,
+    load_shared,
+    opened_engine,
+    require_engine,
+    shards_of,
+)
 from grood_edge.runtime import open_session
 from grood_edge.runtime import shards as runtime_shards
 from grood_edge.runtime.score import ScoreRow, score_images
@@ -44,15 +59,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         pytest.skip(str(error))
     deaths = tmp_path_factory.mktemp("deaths")
     os.environ[ray_workers.DEATHS] = str(deaths)
-    ray.init(
-        "local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-    yield deaths
-    ray.shutdown()
+    with _settings(None):
+        ray.init(
+            "local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+        yield deaths
+        ray.shutdown()
     del os.environ[ray_workers.DEATHS]
 
 
@@ -161,7 +177,98 @@ def test_results_come_once_and_in_order(cluster: Path, monkeypatch: pytest.Monke
         list(Cluster(2).ordered(work, shards_of(0, 5, 5)))
 
 
+@pytest.mark.usefixtures("cluster")
+def test_a_ray_that_cannot_be_put_behind_a_token_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray._raylet", None)
+    with pytest.raises(BackendError, match=r"Ray .* cannot be put behind a token here .*call ray.init before"):
+        _read_again()
+
+
+OWN_CLUSTER = """
+import os, ray
+from grood_edge.ray_engine import Work, opened_engine, shards_of
+from tests import ray_workers
+found = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED")}
+try:
+    with opened_engine("ray") as cluster:
+        token, results = os.environ["RAY_AUTH_TOKEN"], cluster.ordered(
+            Work(ray_workers.opened, ray_workers.half, "job"), shards_of(0, 5000, 5))
+        for done in results:
+            raise OSError(28, "No space left on device")
+except OSError as error:
+    print(error)
+assert not ray.is_initialized()
+results.close()
+assert not ray.is_initialized()
+assert found == {name: os.environ.get(name) for name in found}
+assert token not in map(str, os.environ.values())
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+def test_a_cluster_of_ones_own_is_gone_after_an_error_and_leaves_nothing() -> None:
+    """In a program that imported Ray before, and keeps what still wants to cancel shards."""
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", OWN_CLUSTER],
+        cwd=Path(__file__).parents[1],
+        env=outside,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[Errno 28] No space left on device\n", "")
+
+
 # Without Ray.
+
+
+@dataclass(frozen=True)
+class Here(Cluster):
+    """A cluster whose shards run in this process; `ends` says whether nobody waits for more."""
+
+    ends: list[str] = field(default_factory=list)
+
+    def ordered(self, work: Work, shards: Iterable[Any]) -> Generator[Any, None, None]:
+        opened = work.open(work.job)
+        try:
+            for shard in shards:
+                yield work.run(opened, shard)
+        finally:
+            self.ends.append("closed")
+
+
+def test_shards_in_flight_are_let_go_while_the_error_is_still_held(
+    artifact_path: Path, digits: DemoImages, tmp_path: Path
+) -> None:
+    """Once its traceback is dropped, the cluster is gone."""
+
+    def fails(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def export(here: Here) -> object:
+        graph = colour_graph()
+        reading = Reading(COLOURS, 3, allow_unreadable=True, workers=export_shards.Workers(here, graph, None))
+        return collect_features(open_dataset(colour_folder(tmp_path), "folder"), open_ort(graph), reading, fails)
+
+    with open_session(artifact_path, any_size=True) as session:
+
+        def score(here: Here) -> object:
+            return score_with_workers(workers_for(here, artifact_path, session), [digits.near], fails)
+
+        def evaluate_one(here: Here) -> object:
+            workers = workers_for(here, artifact_path, session)
+            return score_set(ood_set("near", digits.near), session, progress=fails, workers=workers)
+
+        for command in (export, score, evaluate_one):
+            here, held = Here(1), None
+            try:
+                command(here)
+            except KeyboardInterrupt as error:
+                held = error
+            assert held is not None
+            assert here.ends == ["closed"]
 
 
 def test_shards_end_at_multiples() -> None:

@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -125,13 +126,15 @@ def score_set(
     kept: list[int] = []
     hashes = array("Q")
     recorder = Recorder(session, others)
-    for part in infer_here(images.paths, session) if workers is None else workers.infer(images.paths):
-        if part.outputs is not None:
-            recorder.take(part.outputs)
-        kept += part.read
-        hashes.extend(part.hashes)
-        unreadable += ((str(images.paths[index]), reason) for index, reason in part.unreadable)
-        progress(f"scoring {images.name}", len(kept) + len(unreadable), len(images.paths))
+    # Closed here: the traceback of an error would keep it until the cluster is gone.
+    with closing(infer_here(images.paths, session) if workers is None else workers.infer(images.paths)) as parts:
+        for part in parts:
+            if part.outputs is not None:
+                recorder.take(part.outputs)
+            kept += part.read
+            hashes.extend(part.hashes)
+            unreadable += ((str(images.paths[index]), reason) for index, reason in part.unreadable)
+            progress(f"scoring {images.name}", len(kept) + len(unreadable), len(images.paths))
     _require_readable(images, len(kept), unreadable, allow_unreadable)
     return ScoredSet(
         name=images.name,

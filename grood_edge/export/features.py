@@ -6,7 +6,7 @@ frames. With a spool (see `spool`) a pass that was interrupted goes on where it 
 
 import contextlib
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
@@ -123,13 +123,15 @@ def collect_features(dataset: Dataset, model: OrtModel, reading: Reading, progre
                 found.restore(stored, spool)
                 progress(label, found.images, dataset.count)
         reported = len(found.unreadable)
-        for rows, hashes, frames_at in _batches(dataset, network, reading.workers, found):
-            kept = frames_at(found.take(rows, hashes))
-            found.keep(kept)
-            if spool is not None:
-                spool.append(SpooledBatch(rows, hashes, kept, tuple(found.unreadable[reported:])))
-                reported = len(found.unreadable)
-            progress(label, found.images, dataset.count)
+        # Closed here: the traceback of an error would keep it until the cluster is gone.
+        with contextlib.closing(_batches(dataset, network, reading.workers, found)) as batches:
+            for rows, hashes, frames_at in batches:
+                kept = frames_at(found.take(rows, hashes))
+                found.keep(kept)
+                if spool is not None:
+                    spool.append(SpooledBatch(rows, hashes, kept, tuple(found.unreadable[reported:])))
+                    reported = len(found.unreadable)
+                progress(label, found.images, dataset.count)
     _require_readable(dataset, found.images, found.unreadable, reading.allow_unreadable)
     return found.result()
 
@@ -228,7 +230,7 @@ def _replaced(reading: Reading) -> str:
 
 def _batches(
     dataset: Dataset, network: Network, workers: Workers | None, found: _Pass
-) -> Iterator[tuple[Rows, np.ndarray, Callable[[np.ndarray], Frames]]]:
+) -> Generator[tuple[Rows, np.ndarray, Callable[[np.ndarray], Frames]], None, None]:
     """Run the images that the spool did not give: rows, hashes of the frames uint64 `[n]`, and what gives some frames.
 
     The raw frames for the checks are in no spool and come from no worker; they are decoded here.

@@ -4,7 +4,8 @@ A shard is a pure function of its files: features, labels, predictions and frame
 local pass has. Workers send no pixels: the few frames that a pass keeps are decoded again here, to the same hashes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,10 +71,11 @@ def require_listing(dataset: Dataset) -> Listing:
 
 def batches_of_workers(
     workers: Workers, files: Listing, network: Network, start: int, report: Callable[[_Unreadable], None]
-) -> Iterator[tuple[Rows, np.ndarray, Callable[[np.ndarray], Frames]]]:
+) -> Generator[tuple[Rows, np.ndarray, Callable[[np.ndarray], Frames]], None, None]:
     """Run the files from place `start` on: rows, hashes of the frames, and what decodes chosen frames once more.
 
-    `report` gets the images that cannot be read, in their order, before the batch that follows them.
+    `report` gets the images that cannot be read, in their order, before the batch that follows them. Whoever may leave
+    early closes it before the cluster.
 
     Raises:
         DatasetError: a label that the classifier has not, a file that a worker does not see, or one that changes.
@@ -85,15 +87,15 @@ def batches_of_workers(
     )
     work = Work(_open, _read, (graph, camera, (network.preprocessing, network.class_count, network.space)))
     spans = list(shards_of(start, len(files.names), SHARD_IMAGES))
-    results = workers.cluster.ordered(work, (_shard(files, *span) for span in spans))
-    for (first, end), (batches, rest) in zip(spans, results, strict=True):
-        told = sum(len(batch.rows.names) + len(batch.unreadable) for batch in batches) + len(rest)
-        if told != end - first:
-            raise BackendError(f"a Ray worker told of {told} images, and got {end - first}; nothing was written")
-        for batch in batches:
-            report(batch.unreadable)
-            yield batch.rows, batch.hashes, _Again(files.folder, network, batch).frames
-        report(rest)
+    with closing(workers.cluster.ordered(work, (_shard(files, *span) for span in spans))) as results:
+        for (first, end), (batches, rest) in zip(spans, results, strict=True):
+            told = sum(len(batch.rows.names) + len(batch.unreadable) for batch in batches) + len(rest)
+            if told != end - first:
+                raise BackendError(f"a Ray worker told of {told} images, not {end - first}; nothing was written")
+            for batch in batches:
+                report(batch.unreadable)
+                yield batch.rows, batch.hashes, _Again(files.folder, network, batch).frames
+            report(rest)
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,7 @@ def score_images(
         DatasetError: a source is missing or empty.
         UsageError: a batch size below 1.
         BackendError: the device failed.
+        ArtifactError: with `explain`, as `Session.predict`.
     """
     require_batch_size(batch_size)
     parts = [_open_source(source) for source in sources]

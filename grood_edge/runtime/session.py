@@ -112,6 +112,7 @@ class Session:
         Raises:
             FrameError: another dtype or shape.
             BackendError: the device failed.
+            ArtifactError: with `explain`, the first time: the file is gone, or another since the session was opened.
         """
         with self.lane(1) as lane:
             self.write(frame, lane.frames[0])
@@ -123,6 +124,7 @@ class Session:
         Raises:
             FrameError: no frames, or one of another dtype or shape.
             BackendError: the device failed.
+            ArtifactError: with `explain`, as `predict`.
         """
         _require_batch(frames)
         if self._single:
@@ -200,6 +202,7 @@ class Session:
 
         Raises:
             BackendError: the backend answers for another number of classes than the contract has.
+            ArtifactError: with `explain`, as `predict`.
         """
         if outputs.logits.shape[1] != len(self.contract.classes):
             found, expected = outputs.logits.shape[1], len(self.contract.classes)
@@ -302,9 +305,11 @@ def open_session(
     else:
         chosen = Chosen(backend)
 
+    whole_path = Path(path).absolute()  # the program may change its folder
+
     # From the file, because its bytes are let go: on a small device they are as large as the network.
     def load_head() -> Head:
-        again = read_artifact(Path(path))
+        again = read_artifact(whole_path)
         if again.graph_digest != digest:
             raise ArtifactError(f"{path} was replaced since the session was opened; open the session again")
         return head_from_model(again.model)

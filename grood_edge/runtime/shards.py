@@ -3,7 +3,8 @@
 Every worker opens the artifact from its bytes, on one CPU thread. Images go by path, and results come in their order.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,42 +54,47 @@ class Workers:
     artifact: bytes
     alpha: float
 
-    def infer(self, paths: Sequence[Path]) -> Iterator[Part]:
-        """Run image files, in their order.
+    def infer(self, paths: Sequence[Path]) -> Generator[Part, None, None]:
+        """Run image files, in their order; whoever may leave early closes it before the cluster.
 
         Raises:
             DatasetError: a file that a worker does not see.
             BackendError: workers died again and again, or are not like this process.
         """
-        for first, parts in self._ordered(_infer, paths, SHARD_IMAGES, ()):
-            for part in parts:
-                read = tuple(first + index for index in part.read)
-                unreadable = tuple((first + index, reason) for index, reason in part.unreadable)
-                yield replace(part, read=read, unreadable=unreadable)
+        with closing(self._ordered(_infer, paths, SHARD_IMAGES, ())) as results:
+            for first, parts in results:
+                for part in parts:
+                    read = tuple(first + index for index in part.read)
+                    unreadable = tuple((first + index, reason) for index, reason in part.unreadable)
+                    yield replace(part, read=read, unreadable=unreadable)
 
     def rows(
         self, paths: Sequence[str], batch_size: int, explain: bool, unreadable: list[tuple[str, str]]
-    ) -> Iterator[list[ScoreRow]]:
+    ) -> Generator[list[ScoreRow], None, None]:
         """Score image files, in their order; those that cannot be read go to `unreadable`, with the reason.
+
+        Whoever may leave early closes it before the cluster.
 
         Raises:
             DatasetError, BackendError: as `infer`.
         """
         size = batch_size * max(1, SHARD_IMAGES // batch_size)
-        for first, (rows, failed) in self._ordered(_rows, paths, size, (batch_size, explain)):
-            unreadable += ((paths[first + index], reason) for index, reason in failed)
-            yield [replace(ScoreRow(*values), path=paths[first + index]) for index, values in rows]
+        with closing(self._ordered(_rows, paths, size, (batch_size, explain))) as results:
+            for first, (rows, failed) in results:
+                unreadable += ((paths[first + index], reason) for index, reason in failed)
+                yield [replace(ScoreRow(*values), path=paths[first + index]) for index, values in rows]
 
     def _ordered(
         self, run: Any, paths: Sequence[str | Path], size: int, options: tuple[Any, ...]
-    ) -> Iterator[tuple[int, Any]]:
+    ) -> Generator[tuple[int, Any], None, None]:
         spans = list(shards_of(0, len(paths), size))
         shards = (([str(Path(path).absolute()) for path in paths[a:b]], *options) for a, b in spans)
         work = Work(_open, run, (np.frombuffer(self.artifact, np.uint8), self.alpha))
-        for (first, end), (told, result) in zip(spans, self.cluster.ordered(work, shards), strict=True):
-            if told != end - first:
-                raise BackendError(f"a Ray worker told of {told} images, and got {end - first}; nothing was written")
-            yield first, result
+        with closing(self.cluster.ordered(work, shards)) as results:
+            for (first, end), (told, result) in zip(spans, results, strict=True):
+                if told != end - first:
+                    raise BackendError(f"a Ray worker told of {told} images, not {end - first}; nothing was written")
+                yield first, result
 
 
 def workers_for(cluster: Cluster, path: Path | str, session: Session) -> Workers:
@@ -135,11 +141,12 @@ def score_with_workers(
         paths += map(str, find_images(source))
     unreadable: list[tuple[str, str]] = []
     progress("scoring", 0, len(paths))
-    rows = workers.rows(paths, batch_size, explain, unreadable)
-    return summarised(rows, unreadable, write, lambda done: progress("scoring", done, len(paths)))
+    # Closed here: the traceback of an error would keep it until the cluster is gone.
+    with closing(workers.rows(paths, batch_size, explain, unreadable)) as rows:
+        return summarised(rows, unreadable, write, lambda done: progress("scoring", done, len(paths)))
 
 
-def infer_here(paths: Sequence[Path], session: Session) -> Iterator[Part]:
+def infer_here(paths: Sequence[Path], session: Session) -> Generator[Part, None, None]:
     """Run image files through a session of this process, as workers do.
 
     Raises:
@@ -148,7 +155,7 @@ def infer_here(paths: Sequence[Path], session: Session) -> Iterator[Part]:
     return _parts(paths, session, load_image)
 
 
-def _parts(paths: Sequence[Path], session: Session, load: _Load) -> Iterator[Part]:
+def _parts(paths: Sequence[Path], session: Session, load: _Load) -> Generator[Part, None, None]:
     for frames, read, unreadable in _batches(paths, _batch_size(session), session, load):
         outputs = session.infer_prepared(np.stack(frames)) if frames else None
         yield Part(outputs, tuple(read), tuple(map(frame_hash, frames)), tuple(unreadable))

@@ -141,6 +141,15 @@ def test_without_a_bank(network: DigitNetwork, digits: DemoImages, tmp_path: Pat
         assert reason.log_s["mean"] == pytest.approx(session.predict(frames[0]).ood_score, abs=1e-3)
 
 
+def test_the_program_may_change_its_folder(
+    artifact_path: Path, tmp_path: Path, frames: list[Frame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(artifact_path.parent)
+    with open_session(artifact_path.name) as session:
+        monkeypatch.chdir(tmp_path)
+        assert session.predict(frames[0], explain=True).reason is not None
+
+
 def test_an_artifact_that_was_replaced_since(artifact_path: Path, tmp_path: Path, frames: list[Frame]) -> None:
     """The head is read when a reason is first asked for: that of another file would explain nothing."""
     path = tmp_path / "a.onnx"
