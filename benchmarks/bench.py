@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import growth
+import head_profile
 from plots import growth_plots
 from ratios import Line, Ratio, Target, machine, table_text
 
@@ -106,6 +107,9 @@ def page_parts(results: Mapping[str, Mapping[str, Any]], day: str) -> dict[str, 
     parts = {"table": table}
     if "growth" in results.get("growth", {}):
         parts["growth"] = growth.table_text([growth.Growth(**one) for one in results["growth"]["growth"]])
+    if "details" in results.get("head_cost", {}):
+        profiles = results["head_cost"]["details"]["profile"]
+        parts["profile"] = head_profile.table_text([head_profile.Profile(**one) for one in profiles])
     if "details" in results.get("export_cost", {}):
         parts["phases"] = phases_text(results["export_cost"]["details"]["phases"])
     return parts
