@@ -1,5 +1,6 @@
 """benchmarks/head_cost.py: its networks are those they are called after, and its sides take turns."""
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -96,8 +97,11 @@ def test_a_profile_without_the_products_is_refused(benchmark_script: Any, monkey
         head_profile.group_times(b"", np.zeros(0, np.uint8))
 
 
-def test_profiles_are_a_table(benchmark_script: Any) -> None:
-    head_profile = benchmark_script("head_profile")
+def test_profiles_come_on_the_page(benchmark_script: Any) -> None:
+    head_profile, bench = benchmark_script("head_profile"), benchmark_script("bench")
     groups = dict(zip(head_profile.GROUPS, (217.0, 32.0, 306.0), strict=True))
-    text = head_profile.table_text([head_profile.Profile("10 classes, a head", 1.03, 270.6, 530.2, groups, 87)])
+    profile = asdict(head_profile.Profile("10 classes, a head", 1.03, 270.6, 530.2, groups, 87))
+    results = {"head_cost": {"lines": [], "details": {"profile": [profile]}, "took seconds": 1.0}}
+    text = bench.page_parts(results, "2026-01-31")["profile"]
     assert text.splitlines()[-1] == "| 10 classes, a head | 1.03 | 271 | 530 | 217 | 32 | 87: 306 us, 3.5 each |"
+    assert text in bench.replaced(bench.PAGE.read_text(), "profile", text)
