@@ -4,8 +4,8 @@
 
 Each benchmark runs in a process of its own, so that one's threads and memory are not the next one's, and has a time
 limit. With `--write` the results go to `benchmarks/results/DATE.json`, each as soon as it is there; at the end the
-table and the exponents between the markers of docs/performance.md, and the plots to docs/growth.svg. A benchmark that
-fails is said in the table and in the exit code, and takes nothing from the others.
+table, the profile, the phases and the exponents between the markers of docs/performance.md, and the plots to
+docs/growth.svg. A benchmark that fails is said in the table and in the exit code, and takes nothing from the others.
 """
 
 import argparse
