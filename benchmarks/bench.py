@@ -4,8 +4,8 @@
 
 Each benchmark runs in a process of its own, so that one's threads and memory are not the next one's, and has a time
 limit. With `--write` the results go to `benchmarks/results/DATE.json`, each as soon as it is there; at the end the
-table and the exponents between the markers of docs/performance.md, and the plots to docs/growth.svg. A benchmark that
-fails is said in the table and in the exit code, and takes nothing from the others.
+table, the profile, the phases and the exponents between the markers of docs/performance.md, and the plots to
+docs/growth.svg. A benchmark that fails is said in the table and in the exit code, and takes nothing from the others.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import growth
+import head_profile
 from plots import growth_plots
 from ratios import Line, Ratio, Target, machine, table_text
 
@@ -106,6 +107,9 @@ def page_parts(results: Mapping[str, Mapping[str, Any]], day: str) -> dict[str, 
     parts = {"table": table}
     if "growth" in results.get("growth", {}):
         parts["growth"] = growth.table_text([growth.Growth(**one) for one in results["growth"]["growth"]])
+    if "details" in results.get("head_cost", {}):
+        profiles = results["head_cost"]["details"]["profile"]
+        parts["profile"] = head_profile.table_text([head_profile.Profile(**one) for one in profiles])
     if "details" in results.get("export_cost", {}):
         parts["phases"] = phases_text(results["export_cost"]["details"]["phases"])
     return parts

@@ -5,7 +5,8 @@
 Both sides take a decoded camera frame of 480x640 and resize it with the same function, and run the same network (image
 normalised in the graph, which is to the other side's advantage). The other side then computes the gradient in NumPy and
 searches the bank, and compares with the same threshold. End to end holds the network, which is most of both sides;
-so the score part alone, and both sides over the same without a score, are lines of their own.
+so the score part alone, and both sides over the same without a score, are lines of their own. End to end is wall time;
+the score alone is timed as in head_speed.py, with warm caches.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from head_alone import HeadAlone
+from head_alone import ALONE, HeadAlone
 from other_ways import numpy_scores, search_name
 from ratios import Found, Line, Target, Times, interleaved, ratio_of, run_as_script
 from setting import Setting, prepared, test_features, test_frames
@@ -44,7 +45,8 @@ def measured(work: Path, quick: bool) -> Found:
         for _ in range(1 if quick else ROUNDS):
             whole.append(1000 * interleaved(whole_sides(setting, artifact, frames, search), seconds, least))
             ways = (HeadAlone(head), numpy_scores(head, search), numpy_scores(head, "NumPy"))
-            parts.append(1000 * interleaved([partial(way, features[:1]) for way in ways], seconds / 4, least))
+            calls = [partial(way, features[:1]) for way in ways]
+            parts.append(1000 * interleaved(calls, seconds / 4, least, timing=ALONE))
         section = f"Batch 1, 1 thread, 480x640 frames, {kind.format(f'{len(head.bank):,}')}"
         lines += lines_of(section, f"onnxruntime + NumPy + {search}", whole, parts)
     return Found(tuple(lines))

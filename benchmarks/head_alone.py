@@ -1,7 +1,10 @@
-"""The head without a network, opened in onnxruntime on one thread, as it stands in an artifact."""
+"""The head without a network, opened in onnxruntime on one thread, as it stands in an artifact; and how it is timed."""
+
+import time
 
 import numpy as np
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
+from ratios import Timing
 
 from grood_edge.conformal import DecisionRule
 from grood_edge.export.graph import attach_head
@@ -10,6 +13,7 @@ from grood_edge.scoring import Head
 from grood_edge.stored_head import head_model
 
 CALIBRATION = 1000  # scores
+ALONE = Timing(time.process_time, after_one=True)  # beside other ways to score, which run on one thread or more
 
 
 class HeadAlone:

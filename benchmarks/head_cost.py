@@ -10,25 +10,24 @@ has normalised. `--bank auto` chooses by the images: none at all for ten animals
 what has a target takes the most rounds. A target is held against both: over `network` it is what the head adds, over
 `classifier` what a user sees, who pays for the normalisation as well.
 
-With one thread the time is CPU time of that thread, to which other programs add little; with two it is wall time.
+With one thread the time is CPU time of that thread, to which other programs add little; with two it is wall time, and
+each side waits first until the other sessions' threads sleep: onnxruntime lets them spin for some 35 ms after a run.
 The last lines are sizes: the graph of an artifact without a bank over the classifier's file. The JSON's `details` have
-the slowest nodes of the head by onnxruntime's profile.
+the profile of each head that has a target (head_profile.py).
 """
 
-import json
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import onnx
 from classifier_graphs import SIDE, classifier_model
+from head_profile import Profile, group_times
 from ratios import Found, Line, Target, Times, Timing, counted, interleaved, ratio_of, run_as_script
 
-from grood_edge.bench.profile import part_of
 from grood_edge.conformal import DecisionRule
 from grood_edge.export import PreprocessingOptions
 from grood_edge.export.classifier import ClassifierGraph, ClassifierOptions, graph_from_onnx
@@ -39,9 +38,8 @@ from grood_edge.scoring import IDENTITY, BankDtype, Head, OodHead, ScoreMap, cla
 
 ROUNDS, ROUNDS_AIMED, SECONDS = 3, 8, 3.5  # seconds a round, all sides together
 LEAST, WARM_UP = 5, 3  # turns
+PAUSE = 0.1  # seconds
 CALIBRATION, KNOTS = 1000, 16
-PROFILED = 100
-HEAD = 2  # of `part_of`
 FILE_SIZE = Target("at most", 1.02)
 
 
@@ -165,8 +163,8 @@ def sides_of(models: Models, case: Case) -> list[Callable[[], Any]]:
 
 def times_of(sides: Sequence[Callable[[], Any]], seconds: float, threads: int, least: int = LEAST) -> Times:
     """Call all sides in turn, each after a call of its own; return milliseconds `[turns, sides]`."""
-    clock = time.thread_time if threads == 1 else time.perf_counter
-    return 1000 * interleaved(sides, seconds, least, WARM_UP, Timing(clock, after_one=True))
+    timing = Timing(time.thread_time, True) if threads == 1 else Timing(time.perf_counter, True, PAUSE)
+    return 1000 * interleaved(sides, seconds, least, WARM_UP, timing)
 
 
 def measured_case(case: Case, models: Models, quick: bool) -> list[Line]:
@@ -182,29 +180,18 @@ def measured_case(case: Case, models: Models, quick: bool) -> list[Line]:
     return lines
 
 
-def slowest_nodes(model: bytes, most: int = 12) -> dict[str, Any]:
-    """Profile the head in its graph: median microseconds of its slowest nodes, of all of it, and of everything."""
-    pixels = np.random.default_rng(0).integers(0, 256, (1, SIDE, SIDE, 3), np.uint8)
-    with tempfile.TemporaryDirectory() as folder:
-        opened = open_ort(model, threads=1, profile=Path(folder) / "profile")
-        for _ in range(PROFILED):
-            opened.run({"image": pixels})
-        events = json.loads(opened.end_profiling().read_text())
-    times: dict[tuple[str, bool], list[int]] = {}
-    for event in events:
-        name = event["name"].removesuffix("_kernel_time")
-        if name != event["name"]:
-            key = f"{name} {event['args']['op_name']}", part_of(name) == HEAD
-            times.setdefault(key, []).append(event["dur"])
-    medians = {key: float(np.median(values)) for key, values in times.items()}
-    head = {name: value for (name, of_head), value in medians.items() if of_head}
-    slowest = dict(sorted(head.items(), key=lambda item: -item[1])[:most])
-    return {
-        "slowest": slowest,
-        "nodes of the head": len(head),
-        "head us": sum(head.values()),
-        "all us": sum(medians.values()),
-    }
+def profiles_of(case: Case, models: Models, lines: Sequence[Line], quick: bool) -> list[Profile]:
+    """Profile each head of a case that has a target; `lines` are those of the case."""
+    image = np.random.default_rng(0).integers(0, 256, (case.batch, SIDE, SIDE, 3), np.uint8)
+    profiles = []
+    for kind, model in zip(case.kinds, models.artifacts, strict=True):
+        if kind.target:
+            (line,) = (one for one in lines if (one.what, one.against) == (kind.text(), "network"))
+            allowed, added = (kind.target - 1) * line.ratio.under, line.ratio.over - line.ratio.under
+            times, others = group_times(model, image, quick)
+            head = f"{case.classes:,} classes, {kind.text()}"
+            profiles.append(Profile(head, kind.target, 1000 * allowed, 1000 * added, times, others))
+    return profiles
 
 
 def file_line(classes: int) -> Line:
@@ -220,12 +207,14 @@ def file_line(classes: int) -> Line:
 def measured(work: Path, quick: bool) -> Found:
     """Measure all cases; the quick way, a few calls of each."""
     lines: list[Line] = []
+    profiles: list[Profile] = []
     for case in CASES:
-        lines += measured_case(case, models_of(case), quick)
+        models = models_of(case)
+        found = measured_case(case, models, quick)
+        lines += found
+        profiles += profiles_of(case, models, found, quick)
     lines += [file_line(classes) for classes in (10, 100, 1000)]
-    shown = Case("efficientnet-lite0", 100, 1, 1, PLAIN)
-    profiles = zip(shown.kinds, models_of(shown).artifacts, strict=True)
-    return Found(tuple(lines), details={"profile": {kind.text(): slowest_nodes(model) for kind, model in profiles}})
+    return Found(tuple(lines), details={"profile": [asdict(one) for one in profiles]})
 
 
 if __name__ == "__main__":

@@ -33,16 +33,24 @@ INTERVAL, COUNTED = "95 %", "counted"
 class Timing:
     """How a call is timed. `after_one`: right after another one of its own, which is not.
 
-    That is as in use: caches hold what the side itself left there, and not another network.
+    That is as in use: caches hold what the side itself left there, and not another network. `pause` are seconds before
+    that: with more than one thread, those of the session before still spin for a while, and take the cores.
     """
 
     clock: Clock = time.perf_counter
     after_one: bool = False
+    pause: float = 0.0
 
     def side(self, call: Callable[[], Any]) -> Side:
         """Make a side for `times_in_turn`."""
         side = timed(call, self.clock)
-        return (lambda number: (call(), side(number))[1]) if self.after_one else side
+
+        def after_another(number: int) -> tuple[float, ...]:
+            time.sleep(self.pause)
+            call()
+            return side(number)
+
+        return after_another if self.after_one else side
 
 
 def interleaved(

@@ -1,5 +1,6 @@
 """benchmarks/head_cost.py: its networks are those they are called after, and its sides take turns."""
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -65,3 +66,42 @@ def test_a_file_grows_by_its_prototypes(benchmark_script: Any) -> None:
     grown = line.ratio.over - line.ratio.under
     assert 1000 * 1280 * 4 / 1e6 < grown < 1000 * 1280 * 4 / 1e6 + 0.2
     assert line.target.met(line.ratio) == "no"
+
+
+def test_a_threads_spinning_is_waited_for(benchmark_script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    head_cost, ratios = benchmark_script("head_cost"), benchmark_script("ratios")
+    done: list[str] = []
+    monkeypatch.setattr(ratios.time, "sleep", lambda seconds: done.append(f"{seconds:g} s"))
+    head_cost.times_of([lambda: done.append("a")], 0.0, threads=2, least=2)
+    assert done[head_cost.WARM_UP :] == ["0.1 s", "a", "a"] * 2
+
+
+def test_each_head_with_a_target_is_profiled(benchmark_script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    head_cost, head_profile = benchmark_script("head_cost"), benchmark_script("head_profile")
+    kinds = [head_cost.Kind(1, 0), head_cost.Kind(3, 200, target=1.05), head_cost.Kind(1, 200, "logits", 1.01)]
+    case = head_cost.Case("efficientnet-lite0", 10, 1, 1, tuple(kinds))
+    models = head_cost.models_of(case)
+    monkeypatch.setattr(head_cost, "sides_of", lambda models, case: [lambda: None] * (2 + len(case.kinds)))
+    found = head_cost.profiles_of(case, models, head_cost.measured_case(case, models, quick=True), quick=True)
+    assert [(one.head, one.target) for one in found] == [(f"10 classes, {k.text()}", k.target) for k in kinds[1:]]
+    for one in found:
+        assert set(one.group_us) == set(head_profile.GROUPS)
+        assert 50 < one.other_nodes < 150
+        assert one.group_us[head_profile.OTHERS] > one.other_nodes / 2  # none of them is free
+
+
+def test_a_profile_without_the_products_is_refused(benchmark_script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    head_profile = benchmark_script("head_profile")
+    monkeypatch.setattr(head_profile, "_node_times", lambda model, image, runs: {"grood/h_dot_b": [1] * runs})
+    with pytest.raises(ValueError, match=r"one node of each of grood/h_dot_b, grood/class_sq_of_h .* found bank"):
+        head_profile.group_times(b"", np.zeros(0, np.uint8))
+
+
+def test_profiles_come_on_the_page(benchmark_script: Any) -> None:
+    head_profile, bench = benchmark_script("head_profile"), benchmark_script("bench")
+    groups = dict(zip(head_profile.GROUPS, (217.0, 32.0, 306.0), strict=True))
+    profile = asdict(head_profile.Profile("10 classes, a head", 1.03, 270.6, 530.2, groups, 87))
+    results = {"head_cost": {"lines": [], "details": {"profile": [profile]}, "took seconds": 1.0}}
+    text = bench.page_parts(results, "2026-01-31")["profile"]
+    assert text.splitlines()[-1] == "| 10 classes, a head | 1.03 | 271 | 530 | 217 | 32 | 87: 306 us, 3.5 each |"
+    assert text in bench.replaced(bench.PAGE.read_text(), "profile", text)
