@@ -1,6 +1,7 @@
 """benchmarks/: the pure parts of `make bench`, and the parts that are quick enough to run."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,8 +11,11 @@ import numpy as np
 import pytest
 
 from grood_edge.artifact import read_artifact
+from grood_edge.conformal import DecisionRule
 from grood_edge.demo.images import DemoImages
+from grood_edge.export.graph import attach_head
 from grood_edge.images import find_images, load_image
+from grood_edge.ort import open_ort
 from grood_edge.runtime.selftest import MODEL
 from grood_edge.scoring import Head, OodHead, class_distances, log_s_of, ood_scores
 
@@ -220,6 +224,20 @@ class TestOtherWays:
         features = np.stack([load_image(path)[::8, ::8, 0].ravel() / 64.0 for path in paths])
         score = getattr(benchmark_script("other_ways"), way)(head, "NumPy")
         np.testing.assert_allclose(score(features.astype(np.float32)), ood_scores(features, head), atol=1e-3)
+
+    def test_rows_in_coordinates_of_every_direction_give_the_same_scores(
+        self, benchmark_script: Any, head: Head, digits: DemoImages
+    ) -> None:
+        features = np.stack([load_image(path)[::8, ::8, 0].ravel() for path in find_images(digits.near)[:30]]) / 64.0
+        rule = DecisionRule((np.zeros(1, np.float32),), (1,), np.zeros(len(head.prototypes), np.int32))
+        base = benchmark_script("head_alone")._without_network(len(head.prototypes), head.bank.shape[1])
+        whole = attach_head(base, replace(head, bank_dtype="int8"), "features", rule).SerializeToString()
+        logits = np.zeros((len(features), len(head.prototypes)), np.float32)
+        every, few = (benchmark_script("bank_directions").in_coordinates(whole, n) for n in (head.bank.shape[1], 2))
+        feeds = {"features_in": features.astype(np.float32), "logits_in": logits}
+        expected, same, other = (open_ort(m).run(feeds, ["ood_score"])["ood_score"] for m in (whole, every, few))
+        np.testing.assert_allclose(same, expected, atol=1e-3)
+        assert abs(other - expected).max() > 0.01
 
 
 def test_photos_are_of_a_cameras_size_and_differ(benchmark_script: Any, tmp_path: Path) -> None:

@@ -17,11 +17,13 @@ from grood_edge.export.normal_form import free_batch, load_onnx, normal_form
 from grood_edge.export.preflight_finding import type_name
 from grood_edge.onnx_proto import OPSET
 from grood_edge.ort import OrtModel, open_ort
+from grood_edge.preprocessing import MAX_SIDE
 
 __all__ = ["ClassifierGraph", "ClassifierOptions", "load_classifier"]
 
 Layout = Literal["NCHW", "NHWC"]
 
+MAX_INPUT_PIXELS = 1 << 24  # of a classifier; the checks alone run six random images of it
 OUTPUT_TOLERANCE = 1e-5  # relative to the largest output: float32 with another order of summation
 HALF_OUTPUT_TOLERANCE = 5e-3  # the same for float16: 11 bits of mantissa
 _FLOAT_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
@@ -217,4 +219,9 @@ def _read_layout(image: ValueInfoProto, asked: Layout | None) -> tuple[Layout, i
             "channels, and 1 or 3 are supported"
         )
     height, width = (dims[2], dims[3]) if layout == "NCHW" else (dims[1], dims[2])
+    if max(height or 1, width or 1) > MAX_SIDE or (height or 1) * (width or 1) > MAX_INPUT_PIXELS:
+        raise ClassifierError(
+            f"the classifier's input {image.name!r} has shape {shown}; images of at most {MAX_SIDE:,} pixels a side and "
+            f"{MAX_INPUT_PIXELS:,} in all are supported"
+        )
     return layout, channels, height, width

@@ -225,6 +225,12 @@ def _with_input(*shape: int | str, kind: int = 1) -> ModelProto:
     ("model", "options", "message"),
     [
         (_with_input("N", 3, 16), OPTIONS, r"shape \['N', 3, 16\]; expected four dimensions"),
+        (
+            _with_input("N", 3, 16_385, 16),
+            OPTIONS,
+            r"shape \['N', 3, 16385, 16\]; images of at most 16,384 pixels a side",
+        ),
+        (_with_input("N", 3, 16_384, 1_025), OPTIONS, "16,777,216 in all are supported"),
         (_with_input("N", 4, 16, 16), OPTIONS, r"Say so with --classifier-layout NCHW or NHWC"),
         (_with_input("N", "C", 16, 16), OPTIONS, r"export the channel count as a number"),
         (_with_input("N", 3, 16, 3), OPTIONS, r"whether channels come first or last"),
