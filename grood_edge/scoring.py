@@ -19,6 +19,8 @@ rows, and ood_score = sum_k T_k(log S_k) with fixed increasing maps T_k, whose s
 of scores means as much as one of log S.
 """
 
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,7 +44,10 @@ __all__ = [
     "log_s_of",
     "nearest_gap",
     "nearest_rows",
+    "nearest_rows_by_scale",
     "ood_scores",
+    "ood_scores_by_scale",
+    "pieces",
 ]
 
 INVALID_SCORE = 3.4e38  # ood_score of a frame whose features or logits are not finite
@@ -51,6 +56,7 @@ MIN_RELATIVE_GAP = 1e-12  # floor of S^2 / max(s, s_i)^2: at the floor two gradi
 # tell it from rounding); such a frame must come out OOD, not ID.
 MIN_RELATIVE_DISTANCE = 1e-3
 _SMALLEST = 1e-30  # keeps 0 / 0 away where all bank rows equal the OOD prototype
+_PIECE = 64  # rows whose differences stay in the cache
 _BLOCK = 512  # rows of features at a time: bounds memory at 512 x bank rows
 
 BankDtype = Literal["int8", "float32"]
@@ -128,31 +134,43 @@ class Nearest:
 
 def ood_scores(features: Features64, head: Head) -> Scores64:
     """Return `ood_score` of each row, float64 `[n]`; higher is more OOD."""
-    total = np.zeros(len(features))
-    for ood_head, nearest in zip(head.ood_heads, nearest_rows(features, head), strict=True):
-        total += ood_head.score_map(nearest.score)
-    return total
+    return ood_scores_by_scale(features, [head])[0]
+
+
+def ood_scores_by_scale(features: Features64, heads: Sequence[Head]) -> list[Scores64]:
+    """Return the same for each of some heads that differ in nothing but scale, log s and maps."""
+    totals = np.zeros((len(heads), len(features)))
+    for index, found in enumerate(nearest_rows_by_scale(features, heads)):
+        for ood_head, nearest in zip(heads[index].ood_heads, found, strict=True):
+            totals[index] += ood_head.score_map(nearest.score)
+    return list(totals)
 
 
 def nearest_rows(features: Features64, head: Head) -> tuple[Nearest, ...]:
     """Return, for each OOD head, log s, log S and the nearest bank row of each sample."""
-    center = head.prototypes.mean(axis=0)
-    bank = head.bank - center
-    seen = [SeenBank.of(bank, ood_head.prototype - center) for ood_head in head.ood_heads]
-    blocks = []
+    return nearest_rows_by_scale(features, [head])[0]
+
+
+def nearest_rows_by_scale(features: Features64, heads: Sequence[Head]) -> list[tuple[Nearest, ...]]:
+    """Return the same for each of some heads that differ in nothing but scale, log s and maps.
+
+    Distances and cosines, which take nearly all of the time, are then the same for all of them.
+    """
+    prototypes, ood_heads = heads[0].prototypes, heads[0].ood_heads
+    center = prototypes.mean(axis=0)
+    bank = heads[0].bank - center
+    seen = [SeenBank.of(bank, ood_head.prototype - center) for ood_head in ood_heads]
+    parts: list[list[list[Nearest]]] = [[[] for _ in ood_heads] for _ in heads]
     for start in range(0, max(1, len(features)), _BLOCK):
         block = features[start : start + _BLOCK]
-        distances, products = class_distances(block, head.prototypes), (block - center) @ bank.T
-        blocks.append(
-            [
-                _nearest(block, distances, (ood_head, head.scale), bank_seen.cosine(block - center, products))
-                for ood_head, bank_seen in zip(head.ood_heads, seen, strict=True)
-            ]
-        )
-    return tuple(
-        Nearest(*(np.concatenate([getattr(b[k], name) for b in blocks]) for name in ("log_s", "score", "row", "gap")))
-        for k in range(len(head.ood_heads))
-    )
+        centred = block - center
+        distances, products = _centred_distances(centred, prototypes - center), centred @ bank.T
+        for k, bank_seen in enumerate(seen):
+            ood_distance, cosine = _lengths(block, ood_heads[k].prototype), bank_seen.cosine(centred, products)
+            for head, found in zip(heads, parts, strict=True):
+                log_s = log_s_of(distances, ood_distance, head.scale)
+                found[k].append(_nearest(cosine, log_s, head.ood_heads[k].bank_log_s))
+    return [tuple(_joined(blocks) for blocks in found) for found in parts]
 
 
 def nearest_gap(features: Features64, head: Head) -> Scores64:
@@ -176,15 +194,13 @@ class SeenBank:
     @staticmethod
     def of(bank: Bank, prototype: Vector64) -> "SeenBank":
         """Look at the rows float64 `[m, d]` from the prototype `[d]`."""
-        v = bank - prototype
-        lengths = np.sqrt(np.einsum("md,md->m", v, v))
+        lengths = _lengths(bank, prototype)
         least = max(MIN_RELATIVE_DISTANCE * float(np.median(lengths)), _SMALLEST) if len(bank) else _SMALLEST
         return SeenBank(prototype, np.maximum(lengths, least), prototype @ prototype - bank @ prototype, least)
 
     def cosine(self, features: Features64, products: np.ndarray) -> np.ndarray:
         """Return u.u_i, float64 `[n, m]`, from the products h.b_i: one product serves every OOD prototype."""
-        v = features - self.prototype
-        ood_distance = np.maximum(np.sqrt(np.einsum("nd,nd->n", v, v)), self.least)
+        ood_distance = np.maximum(_lengths(features, self.prototype), self.least)
         numerator = products - (features @ self.prototype)[:, None] + self.offset[None, :]
         cosine: np.ndarray = numerator / ood_distance[:, None] / self.lengths[None, :]
         return cosine
@@ -194,14 +210,27 @@ def class_distances(features: Features64, prototypes: Prototypes) -> np.ndarray:
     """Return ||h - p_j||, float64 `[n, k]`."""
     # Centred first, so that the expanded square loses no more than float64 can spare; one product for all classes.
     center = prototypes.mean(axis=0)
-    h, p = features - center, prototypes - center
+    return _centred_distances(features - center, prototypes - center)
+
+
+def _centred_distances(h: Features64, p: Prototypes) -> np.ndarray:
     squares = np.einsum("nd,nd->n", h, h)[:, None] + np.einsum("kd,kd->k", p, p)[None, :] - 2.0 * (h @ p.T)
     nearest = squares.argmin(axis=1)
-    direct = p[nearest]
-    np.subtract(h, direct, out=direct)
-    squares[np.arange(len(h)), nearest] = np.einsum("nd,nd->n", direct, direct)
+    for rows in pieces(len(h)):
+        direct = h[rows] - p[nearest[rows]]
+        squares[np.arange(rows.start, rows.stop), nearest[rows]] = np.einsum("nd,nd->n", direct, direct)
     distances: np.ndarray = np.sqrt(np.maximum(squares, 0.0))
     return distances
+
+
+def pieces(count: int) -> Iterator[slice]:
+    """Divide samples 0..count into a few at a time, for what is computed row by row.
+
+    Differences of all of them take longer to bring into memory than to compute.
+    """
+    bounds = np.linspace(0, count, max(1, count // _PIECE) + 1).astype(np.int64).tolist()
+    for start, stop in itertools.pairwise(bounds):
+        yield slice(start, stop)
 
 
 def log_s_of(distances: np.ndarray, ood_distance: Scores64, scale: float) -> Scores64:
@@ -219,15 +248,26 @@ def log_distances(cosine: np.ndarray, log_s: np.ndarray, bank_log_s: np.ndarray)
     return np.maximum(log_s, bank_log_s) + 0.5 * np.log(gap), gap
 
 
-def _nearest(
-    features: Features64, distances: np.ndarray, seen_from: tuple[OodHead, float], cosine: np.ndarray
-) -> Nearest:
-    ood_head, scale = seen_from
-    v = features - ood_head.prototype
-    log_s = log_s_of(distances, np.sqrt(np.einsum("nd,nd->n", v, v)), scale)
+def _nearest(cosine: np.ndarray, log_s: Scores64, bank_log_s: LogScale) -> Nearest:
     if cosine.shape[1] == 0:
-        return Nearest(log_s, log_s, np.full(len(features), -1), np.ones(len(features)))
-    distance, gap = log_distances(cosine, log_s[:, None], ood_head.bank_log_s[None, :])
-    row = distance.argmin(axis=1)
-    at = (np.arange(len(row)), row)
-    return Nearest(log_s, distance[at], row, gap[at])
+        return Nearest(log_s, log_s, np.full(len(log_s), -1), np.ones(len(log_s)))
+    score, row, gap = np.empty(len(log_s)), np.empty(len(log_s), np.int64), np.empty(len(log_s))
+    for part in pieces(len(log_s)):
+        distance, gaps = log_distances(cosine[part], log_s[part, None], bank_log_s[None, :])
+        row[part] = distance.argmin(axis=1)
+        at = (np.arange(len(distance)), row[part])
+        score[part], gap[part] = distance[at], gaps[at]
+    return Nearest(log_s, score, row, gap)
+
+
+def _lengths(points: Features64, origin: Vector64) -> Scores64:
+    """Return ||x - origin|| of each row."""
+    lengths = np.empty(len(points))
+    for rows in pieces(len(points)):
+        v = points[rows] - origin
+        lengths[rows] = np.einsum("nd,nd->n", v, v)
+    return np.sqrt(lengths, out=lengths)
+
+
+def _joined(blocks: list[Nearest]) -> Nearest:
+    return Nearest(*(np.concatenate([getattr(b, name) for b in blocks]) for name in ("log_s", "score", "row", "gap")))

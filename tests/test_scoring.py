@@ -28,6 +28,7 @@ from grood_edge.scoring import (
     nearest_gap,
     nearest_rows,
     ood_scores,
+    pieces,
 )
 from grood_edge.stored_head import head_from_model, head_model, rounded_rows
 
@@ -448,3 +449,11 @@ def test_another_ood_prototype_starts_no_more_operators_than_its_map_needs(tmp_p
         assert constant == ["DequantizeLinear"]
         counts.append(len(graph.node))
     assert counts[1] - counts[0] == 1
+
+
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 129, 1000])
+def test_pieces_are_all_rows_and_none_is_short(count: int) -> None:
+    """A short piece could go another way through NumPy's sums, and its last bits would not be those of the whole."""
+    slices = list(pieces(count))
+    assert np.concatenate([np.arange(count)[rows] for rows in slices]).tolist() == list(range(count))
+    assert all(min(count, 64) <= rows.stop - rows.start < 128 for rows in slices)

@@ -12,7 +12,7 @@ import numpy as np
 from onnx import ModelProto
 
 from grood_edge.arrays import Features64, Flags, Frames, Labels
-from grood_edge.export.bank import HeadPlan
+from grood_edge.export.bank import HeadPlan, fit_head
 from grood_edge.export.calibration import cross_fitted_scores
 from grood_edge.export.dataset import Dataset, OnUnreadable, Sample, Work, as_it_is
 from grood_edge.export.features import FeaturePass, Reading, collect_features
@@ -137,7 +137,8 @@ def behaviour_of(
     flags[np.argsort(-scores, kind="stable")[:alarms]] = True
     aurocs = np.zeros(0)
     if divisible_classes(table) >= 3:
-        aurocs = class_aurocs(leave_out(table, plan.seed), plan)["combination"]
+        half = leave_out(table, plan.seed)
+        aurocs = class_aurocs(half, plan, fit_head(half.bank, plan))["combination"]
     return Behaviour(table.features.astype(np.float64), flags, table.predictions, aurocs)
 
 

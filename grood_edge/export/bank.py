@@ -6,8 +6,8 @@ kept, so that an image or a class can be left out of it afterwards.
 
 import itertools
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import compress
 
 import numpy as np
@@ -18,10 +18,10 @@ from grood_edge.export.features import FeatureTable
 from grood_edge.export.ood_prototype import OodSource
 from grood_edge.export.prototypes import class_prototypes
 from grood_edge.export.score_map import fitted_map
-from grood_edge.scoring import BankDtype, Head, OodHead, SeenBank, class_distances, log_distances, log_s_of
+from grood_edge.scoring import BankDtype, Head, OodHead, SeenBank, class_distances, log_distances, log_s_of, pieces
 from grood_edge.stored_head import rounded_rows
 
-__all__ = ["BankRows", "HeadPlan", "bank_candidates", "bank_rows", "fit_head", "head_of"]
+__all__ = ["BankRows", "HeadPlan", "bank_candidates", "bank_rows", "fit_head", "head_of", "heads_by_scale"]
 
 KMEANS_ITERATIONS = 10
 MAP_IMAGES = 1000  # bank images that a score map is fitted on
@@ -70,7 +70,11 @@ class BankRows:
         means = np.empty((self.count, *values.shape[1:]))
         for rows in _blocks_of_rows(starts, len(order)):
             first, end = starts[rows.start], starts[rows.stop] if rows.stop < self.count else len(order)
-            np.add.reduceat(values[order[first:end]].astype(np.float64), starts[rows] - first, axis=0, out=means[rows])
+            part = values[order[first:end]].astype(np.float64)
+            if len(part) == len(means[rows]):  # each row one image, as in a full bank
+                means[rows] = part
+            else:
+                np.add.reduceat(part, starts[rows] - first, axis=0, out=means[rows])
         counts = np.bincount(self.assignment, minlength=self.count)
         means /= counts.reshape(-1, *(1 for _ in means.shape[1:]))
         return means
@@ -132,59 +136,93 @@ def bank_rows(table: FeatureTable, prototypes: Prototypes, plan: HeadPlan) -> Ba
 
 def head_of(rows: BankRows, prototypes: Prototypes, plan: HeadPlan, with_maps: bool = True) -> Head:
     """Return the head with these rows, seen from the plan's OOD prototypes beside these class prototypes."""
+    return heads_by_scale(rows, prototypes, plan, (plan.scale,), with_maps)[0]
+
+
+def heads_by_scale(
+    rows: BankRows, prototypes: Prototypes, plan: HeadPlan, scales: Sequence[float], with_maps: bool = True
+) -> list[Head]:
+    """Return the head of each scale. Distances do not depend on it, and are computed once for all of them."""
     positions = [source.at(prototypes) for source in plan.sources]
-    log_s = np.empty((len(positions), len(rows.features)))
+    log_s = np.empty((len(scales), len(positions), len(rows.features)))
     for block in _blocks(len(rows.features)):
-        log_s[:, block] = _log_s_seen_from(positions, rows.features[block].astype(np.float64), prototypes, plan.scale)
+        log_s[:, :, block] = _log_s_seen_from(positions, rows.features[block].astype(np.float64), prototypes, scales)
     bank = np.zeros((0, prototypes.shape[1]))
     if plan.rows != 0:
         bank = rounded_rows(rows.means(rows.features), prototypes, plan.dtype)
-    heads = [
-        OodHead(position, rows.means(values) if plan.rows != 0 else np.zeros(0))
-        for position, values in zip(positions, log_s, strict=True)
-    ]
-    head = Head(prototypes, bank, tuple(heads), plan.dtype, plan.scale)
-    if len(heads) == 1 or not with_maps:
-        return head
-    maps = [fitted_map(scores) for scores in _own_row_left_out(rows, head, plan.seed)]
+    heads = []
+    for scale, of_scale in zip(scales, log_s, strict=True):
+        means = [rows.means(values) if plan.rows != 0 else np.zeros(0) for values in of_scale]
+        ood_heads = tuple(OodHead(p, values) for p, values in zip(positions, means, strict=True))
+        heads.append(Head(prototypes, bank, ood_heads, plan.dtype, scale))
+    if len(positions) == 1 or not with_maps:
+        return heads
+    return [_mapped(head, s) for head, s in zip(heads, _own_row_left_out(rows, heads, plan.seed), strict=True)]
+
+
+def _mapped(head: Head, scores: list[Scores64]) -> Head:
+    """Return the head with maps that are fitted to the scores of each of its OOD heads."""
+    maps = [fitted_map(of_one) for of_one in scores]
     scale = 1.0 / sum(m.slope + float(m.weights.sum()) for m in maps)
-    mapped = tuple(OodHead(h.prototype, h.bank_log_s, m.scaled(scale)) for h, m in zip(heads, maps, strict=True))
-    return Head(prototypes, bank, mapped, plan.dtype, plan.scale)
+    ood_heads = tuple(replace(h, score_map=m.scaled(scale)) for h, m in zip(head.ood_heads, maps, strict=True))
+    return replace(head, ood_heads=ood_heads)
 
 
-def _own_row_left_out(rows: BankRows, head: Head, seed: int) -> list[Scores64]:
-    """Score some bank images with the head, each as if it had no part in its row: one array an OOD head."""
+def _own_row_left_out(rows: BankRows, heads: list[Head], seed: int) -> list[list[Scores64]]:
+    """Score some bank images with each head, as if an image had no part in its row: one array a head and OOD head.
+
+    The heads differ in nothing but scale, log s and maps.
+    """
     sample = np.arange(len(rows.features))
     if len(sample) > MAP_IMAGES:
         sample = np.sort(np.random.default_rng(seed).choice(sample, MAP_IMAGES, replace=False))
     x, own = rows.features[sample].astype(np.float64), rows.assignment[sample]
-    log_s = _log_s_seen_from([h.prototype for h in head.ood_heads], x, head.prototypes, head.scale)
-    if len(head.bank) == 0 or len(rows.features) < 2:
+    bank, positions = heads[0].bank, [h.prototype for h in heads[0].ood_heads]
+    log_s = _log_s_seen_from(positions, x, heads[0].prototypes, [head.scale for head in heads])
+    if len(bank) == 0 or len(rows.features) < 2:
         return log_s
     size = np.bincount(rows.assignment)[own].astype(np.float64)
-    others = np.maximum(size - 1, 1)  # a row of one image has no others: it is left out, whatever stands for it
-    products = x @ head.bank.T
-    scores = [np.empty(len(x)) for _ in head.ood_heads]
-    for ood_head, ls, found in zip(head.ood_heads, log_s, scores, strict=True):
-        p = ood_head.prototype
-        seen = SeenBank.of(head.bank, p)
-        v, w = x - p, (size[:, None] * head.bank[own] - x) / others[:, None] - p
-        length = np.maximum(np.linalg.norm(v, axis=1), seen.least) * np.maximum(np.linalg.norm(w, axis=1), seen.least)
-        rest_log_s = (size * ood_head.bank_log_s[own] - ls) / others
-        to_rest, _ = log_distances(np.einsum("nd,nd->n", v, w) / length, ls, rest_log_s)
+    others = np.maximum(size - 1, 1)
+    rest = (size[:, None] * bank[own] - x) / others[:, None] if size.max() > 1 else None
+    products = x @ bank.T
+    scores = [[np.empty(len(x)) for _ in positions] for _ in heads]
+    for k, p in enumerate(positions):
+        seen = SeenBank.of(bank, p)
+        # A row of one image has no others: it is left out, whatever stands for it.
+        rest_cosine = np.ones(len(x)) if rest is None else _cosine_seen_from(p, x, rest, seen.least)
         for start in range(0, len(x), MAP_BLOCK):
             part = slice(start, start + MAP_BLOCK)
             cosine = seen.cosine(x[part], products[part])
-            distance, _ = log_distances(cosine, ls[part, None], ood_head.bank_log_s[None, :])
-            distance[np.arange(len(distance)), own[part]] = np.where(size[part] > 1, to_rest[part], np.inf)
-            found[part] = distance.min(axis=1)
+            for head, of_head, found in zip(heads, log_s, scores, strict=True):
+                ls, bank_log_s = of_head[k][part], head.ood_heads[k].bank_log_s
+                rest_log_s = (size[part] * bank_log_s[own[part]] - ls) / others[part]
+                to_rest, _ = log_distances(rest_cosine[part], ls, rest_log_s)
+                distance, _ = log_distances(cosine, ls[:, None], bank_log_s[None, :])
+                distance[np.arange(len(distance)), own[part]] = np.where(size[part] > 1, to_rest, np.inf)
+                found[k][part] = distance.min(axis=1)
     return scores
 
 
-def _log_s_seen_from(positions: list[Vector64], x: Features64, prototypes: Prototypes, scale: float) -> list[Scores64]:
-    """Return log s of each sample, one array an OOD prototype."""
+def _cosine_seen_from(position: Vector64, x: Features64, y: Features64, least: float) -> Scores64:
+    """Return the cosine of the angle between each x and its y; a distance below `least` counts as `least`."""
+    cosine = np.empty(len(x))
+    for part in pieces(len(x)):
+        v, w = x[part] - position, y[part] - position
+        length = np.maximum(np.linalg.norm(v, axis=1), least) * np.maximum(np.linalg.norm(w, axis=1), least)
+        cosine[part] = np.einsum("nd,nd->n", v, w) / length
+    return cosine
+
+
+def _log_s_seen_from(
+    positions: list[Vector64], x: Features64, prototypes: Prototypes, scales: Sequence[float]
+) -> list[list[Scores64]]:
+    """Return log s of each sample, one array a scale and OOD prototype."""
     distances = class_distances(x, prototypes)
-    return [log_s_of(distances, np.linalg.norm(x - position, axis=1), scale) for position in positions]
+    ood_distances = np.empty((len(positions), len(x)))
+    for part in pieces(len(x)):
+        for position, found in zip(positions, ood_distances, strict=True):
+            found[part] = np.linalg.norm(x[part] - position, axis=1)
+    return [[log_s_of(distances, ood_distance, scale) for ood_distance in ood_distances] for scale in scales]
 
 
 def _blocks(count: int) -> Iterator[slice]:

@@ -11,13 +11,13 @@ import numpy as np
 
 from grood_edge.arrays import Features, Frames
 from grood_edge.contract import Scale, ScaleTrial
-from grood_edge.export.bank import HeadPlan, bank_rows, head_of
+from grood_edge.export.bank import HeadPlan, bank_rows, heads_by_scale
 from grood_edge.export.features import FeaturePass, FeatureTable, Reading
 from grood_edge.export.leave_class_out import divisible_classes, leave_out
 from grood_edge.ort import OrtModel
 from grood_edge.progress import Progress, silent
 from grood_edge.ranking import auroc
-from grood_edge.scoring import ood_scores
+from grood_edge.scoring import ood_scores_by_scale
 
 __all__ = ["SCALES", "choose_scale", "shuffled_features", "shuffled_patches"]
 
@@ -39,20 +39,19 @@ def choose_scale(table: FeatureTable, shuffled: Features, plan: HeadPlan, progre
     """
     if divisible_classes(table) == 0:
         return Scale(1.0, "auto", "no class has two images, so none could be held out: 1 is the paper's", ())
+    progress("choosing the scale", 0, None)
     half = leave_out(table, plan.seed, BANK_IMAGES)
     strangers = shuffled.astype(np.float64)
     plan = replace(plan, rows=None)
     rows = bank_rows(half.bank, half.prototypes, plan)
-    trials = []
-    for index, scale in enumerate(SCALES):
-        progress("choosing the scale", index, len(SCALES))
-        head = head_of(rows, half.prototypes, replace(plan, scale=scale))
-        found = auroc(ood_scores(half.scored, head), ood_scores(strangers, head))
-        trials.append(ScaleTrial(scale, round(found, 6)))
-    progress("choosing the scale", len(SCALES), len(SCALES))
+    heads = heads_by_scale(rows, half.prototypes, plan, SCALES)
+    known, unknown = ood_scores_by_scale(half.scored, heads), ood_scores_by_scale(strangers, heads)
+    found = [auroc(id_scores, ood_scores) for id_scores, ood_scores in zip(known, unknown, strict=True)]
+    trials = tuple(ScaleTrial(scale, round(value, 6)) for scale, value in zip(SCALES, found, strict=True))
+    progress("choosing the scale", 1, 1)
     best = max(trials, key=lambda trial: (trial.auroc, -abs(np.log(trial.scale))))
     reason = f"tells {len(shuffled)} images with shuffled patches from ID best"
-    return Scale(best.scale, "auto", reason, tuple(trials))
+    return Scale(best.scale, "auto", reason, trials)
 
 
 def shuffled_features(model: OrtModel, fitted: FeaturePass, reading: Reading, progress: Progress = silent) -> Features:
@@ -72,14 +71,13 @@ def shuffled_features(model: OrtModel, fitted: FeaturePass, reading: Reading, pr
 def shuffled_patches(frames: Frames, seed: int) -> Frames:
     """Return the frames with their 4 x 4 patches in another order, each frame its own; a remainder stays in place."""
     rng = np.random.default_rng(seed)
-    n, height, width, channels = frames.shape
+    _, height, width, channels = frames.shape
     h, w = height // PATCHES, width // PATCHES
-    kept = frames[:, : h * PATCHES, : w * PATCHES]
-    patches = kept.reshape(n, PATCHES, h, PATCHES, w, channels).transpose(0, 1, 3, 2, 4, 5)
-    patches = patches.reshape(n, PATCHES * PATCHES, h, w, channels)
-    orders = np.stack([rng.permutation(PATCHES * PATCHES) for _ in range(n)])
-    patches = patches[np.arange(n)[:, None], orders].reshape(n, PATCHES, PATCHES, h, w, channels)
-    shuffled = frames.copy()
-    shuffled[:, : h * PATCHES, : w * PATCHES] = patches.transpose(0, 1, 3, 2, 4, 5).reshape(kept.shape)
-    result: Frames = shuffled
-    return result
+    shuffled: Frames = frames.copy()
+    for frame in shuffled:
+        kept = frame[: h * PATCHES, : w * PATCHES]
+        patches = kept.reshape(PATCHES, h, PATCHES, w, channels).swapaxes(1, 2)
+        order = rng.permutation(PATCHES * PATCHES)
+        patches = patches[order // PATCHES, order % PATCHES].reshape(PATCHES, PATCHES, h, w, channels)
+        kept[:] = patches.swapaxes(1, 2).reshape(kept.shape)
+    return shuffled

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from grood_edge.contract import BankTrial, Candidate, Selection
-from grood_edge.export.bank import HeadPlan, bank_rows, head_of
+from grood_edge.export.bank import HeadPlan, fit_head
 from grood_edge.export.features import FeatureTable
-from grood_edge.export.leave_class_out import LeaveOut, class_aurocs, divisible_classes, leave_out
+from grood_edge.export.leave_class_out import MAX_BANK, LeaveOut, class_aurocs, divisible_classes, leave_out
 from grood_edge.export.ood_prototype import OodSource
 from grood_edge.progress import Progress, silent
 from grood_edge.scoring import ood_scores
@@ -51,7 +51,8 @@ def choose_sources(
         return sources[:1], Selection("auto", reason, classes, 0, ())
     progress("choosing the OOD prototype", 0, None)
     half = leave_out(table, plan.seed)
-    aurocs = class_aurocs(half, replace(plan, sources=sources, rows=None))
+    plan = replace(plan, sources=sources, rows=None)
+    aurocs = class_aurocs(half, plan, fit_head(half.bank, plan))
     progress("choosing the OOD prototype", 1, 1)
     together = aurocs.pop("combination")
     candidates = [Candidate("combination", float(together.mean()), None, None)]
@@ -118,7 +119,8 @@ class _SizeTrial:
     """The full bank's measurements, and what is needed to make them for a smaller one.
 
     `few` has at most 2,048 bank images, and serves AUROCs with every class left out; `many` has up
-    to 4,096, and serves decisions, which change more the more images a row stands for.
+    to 4,096, and serves decisions, which change more the more images a row stands for. They are one where there are no
+    more images, so that a head is fitted once.
     """
 
     few: LeaveOut
@@ -130,9 +132,11 @@ class _SizeTrial:
 
     @staticmethod
     def of(table: FeatureTable, plan: HeadPlan, alpha: float) -> "_SizeTrial":
-        few, many = leave_out(table, plan.seed), leave_out(table, plan.seed, MANY_IMAGES)
+        few = many = leave_out(table, plan.seed, MANY_IMAGES)
+        if len(many.bank.labels) > MAX_BANK:
+            few = leave_out(table, plan.seed)
         full = replace(plan, rows=None, dtype="float32")
-        return _SizeTrial(few, many, plan, alpha, _mean_auroc(few, full), _flags(many, full, alpha))
+        return _SizeTrial(few, many, plan, alpha, *_auroc_and_flags(few, many, full, alpha))
 
     @property
     def available(self) -> int:
@@ -141,19 +145,16 @@ class _SizeTrial:
 
     def measured(self, rows: int) -> BankTrial:
         plan = replace(self.plan, rows=rows)
-        changed = float((_flags(self.many, plan, self.alpha) != self.full_flags).mean())
-        return BankTrial(rows, round(_mean_auroc(self.few, plan), 6), round(changed, 6))
+        auroc, flags = _auroc_and_flags(self.few, self.many, plan, self.alpha)
+        return BankTrial(rows, round(auroc, 6), round(float((flags != self.full_flags).mean()), 6))
 
 
-def _mean_auroc(half: LeaveOut, plan: HeadPlan) -> float:
-    """Return the mean AUROC over the left-out classes."""
-    return float(class_aurocs(half, plan)["combination"].mean())
-
-
-def _flags(half: LeaveOut, plan: HeadPlan, alpha: float) -> np.ndarray:
-    """Mark the share alpha of the scored images with the largest scores."""
-    rows = bank_rows(half.bank, half.prototypes, plan)
-    scores = ood_scores(half.scored, head_of(rows, half.prototypes, plan))
+def _auroc_and_flags(few: LeaveOut, many: LeaveOut, plan: HeadPlan, alpha: float) -> tuple[float, np.ndarray]:
+    """Return the mean AUROC of `few`; and of `many`, marks on the share alpha of images with the largest scores."""
+    fitted = fit_head(many.bank, plan)
+    scores = ood_scores(many.scored, fitted[0])
     flagged = np.zeros(len(scores), bool)
     flagged[np.argsort(-scores, kind="stable")[: max(1, round(alpha * len(scores)))]] = True
-    return flagged
+    if few is not many:
+        fitted = fit_head(few.bank, plan)
+    return float(class_aurocs(few, plan, fitted)["combination"].mean()), flagged

@@ -10,11 +10,11 @@ from sklearn.cluster import KMeans, kmeans_plusplus
 from grood_edge.errors import DatasetError, MissingExtraError
 from grood_edge.evaluate.metrics import auroc
 from grood_edge.export import bank as bank_module
-from grood_edge.export.bank import BankRows, HeadPlan, bank_candidates, bank_rows, fit_head, head_of
+from grood_edge.export.bank import BankRows, HeadPlan, bank_candidates, bank_rows, fit_head, head_of, heads_by_scale
 from grood_edge.export.features import FeaturePass, FeatureTable, rows_of
 from grood_edge.export.ood_prototype import Mixes, OodSource, plain_source
 from grood_edge.export.prototypes import class_prototypes
-from grood_edge.scoring import IDENTITY, class_distances, log_s_of, nearest_rows, ood_scores
+from grood_edge.scoring import IDENTITY, class_distances, log_s_of, nearest_rows, ood_scores, ood_scores_by_scale
 from grood_edge.stored_head import head_from_model, head_tensors
 
 MEAN, ORIGIN = plain_source("mean"), plain_source("origin")
@@ -179,7 +179,7 @@ def test_maps_are_fitted_on_scores_without_the_images_own_row(table: FeatureTabl
     """With rows of one image each, the map sees the distance to the nearest other image's gradient."""
     small = rows_of(table, np.arange(len(table.labels)) % 3 == 0)
     head, rows = fit_head(small, TWO)
-    scores = bank_module._own_row_left_out(rows, head, 0)
+    (scores,) = bank_module._own_row_left_out(rows, [head], 0)
     for place in range(0, len(rows.features), 29):
         rest = np.arange(len(rows.features)) != place
         ood_heads = tuple(replace(h, bank_log_s=h.bank_log_s[rest]) for h in head.ood_heads)
@@ -192,7 +192,7 @@ def test_maps_are_fitted_on_scores_without_the_images_own_row(table: FeatureTabl
 def test_maps_of_kmeans_rows_leave_the_image_out_of_its_row(table: FeatureTable) -> None:
     small = rows_of(table, np.arange(len(table.labels)) % 3 == 0)
     head, rows = fit_head(small, replace(TWO, rows=15))
-    scores = bank_module._own_row_left_out(rows, head, 0)
+    (scores,) = bank_module._own_row_left_out(rows, [head], 0)
     sizes = np.bincount(rows.assignment)
     for place in range(0, len(rows.features), 29):
         own = rows.assignment[place]
@@ -241,6 +241,25 @@ def test_without_class_leaves_its_images_and_empty_rows_out(table: FeatureTable)
     np.testing.assert_allclose(head.bank, left.means(left.features))
 
 
+@pytest.mark.parametrize("rows", [None, 15, 0])
+def test_heads_of_several_scales_are_those_of_each_scale(rows: int | None, table: FeatureTable) -> None:
+    """To the last bit: what is chosen must not depend on what is computed together."""
+    plan, scales = replace(TWO, rows=rows, dtype="int8"), (0.25, 1.0, 8.0)
+    fitted = fit_head(table, plan)[1]
+    heads = heads_by_scale(fitted, class_prototypes(table).prototypes, plan, scales)
+    features = table.features.astype(np.float64)
+    for scale, head, scores in zip(scales, heads, ood_scores_by_scale(features, heads), strict=True):
+        alone = head_of(fitted, head.prototypes, replace(plan, scale=scale))
+        assert head.scale == alone.scale == scale
+        np.testing.assert_array_equal(head.bank, alone.bank)
+        for found, expected in zip(head.ood_heads, alone.ood_heads, strict=True):
+            np.testing.assert_array_equal(found.bank_log_s, expected.bank_log_s)
+            assert found.score_map.bias == expected.score_map.bias
+            np.testing.assert_array_equal(found.score_map.knots, expected.score_map.knots)
+        np.testing.assert_array_equal(scores, ood_scores(features, alone))
+    assert not np.array_equal(heads[0].ood_heads[0].score_map.knots, heads[2].ood_heads[0].score_map.knots)
+
+
 def test_rows_of_no_images_are_none() -> None:
     empty = BankRows(np.zeros((0, 3), np.float32), np.zeros(0, np.int64), (), np.zeros(0, np.int64))
     assert empty.count == 0
@@ -263,7 +282,8 @@ def test_many_images_are_clustered_in_batches(table: FeatureTable, monkeypatch: 
 def test_maps_look_at_a_bounded_number_of_images(table: FeatureTable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bank_module, "MAP_IMAGES", 50)
     head, rows = fit_head(table, TWO)
-    assert [len(scores) for scores in bank_module._own_row_left_out(rows, head, 0)] == [50, 50]
+    (scores,) = bank_module._own_row_left_out(rows, [head], 0)
+    assert [len(of_one) for of_one in scores] == [50, 50]
 
 
 def test_kmeans_without_scikit_learn(table: FeatureTable, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from grood_edge.contract import OodPrototype
 from grood_edge.export import leave_class_out as module
-from grood_edge.export.bank import HeadPlan, bank_rows, head_of
+from grood_edge.export.bank import HeadPlan, bank_rows, fit_head, head_of
 from grood_edge.export.features import FeaturePass, FeatureTable
 from grood_edge.export.leave_class_out import LeaveOut, class_aurocs, combined, leave_out, left_out_scores
 from grood_edge.export.ood_prototype import Mixes, OodSource, plain_source
@@ -104,7 +104,7 @@ def test_left_out_class_has_no_part(rows: int | None, half: LeaveOut, table: Fea
 
 
 def test_class_aurocs_are_those_of_the_scores(half: LeaveOut) -> None:
-    found = class_aurocs(half, PLAN)
+    found = class_aurocs(half, PLAN, fit_head(half.bank, PLAN))
     assert set(found) == {"mean", "origin", "combination"}
     rows = bank_rows(half.bank, half.prototypes, PLAN)
     maps = [ood_head.score_map for ood_head in head_of(rows, half.prototypes, PLAN).ood_heads]
@@ -138,7 +138,7 @@ def test_large_tables_stay_within_the_limits(classes: int, each: int, ordered: b
     assert len(half.scored) + len(half.bank.labels) <= 4096
     assert set(half.classes) <= set(half.labels.tolist())
     assert len(set(half.labels.tolist()) - set(half.classes)) > 0 or classes <= module.MAX_CLASSES
-    found = class_aurocs(half, PLAN)
+    found = class_aurocs(half, PLAN, fit_head(half.bank, PLAN))
     assert all(np.isfinite(values).all() for values in found.values())
 
 

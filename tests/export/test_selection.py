@@ -7,11 +7,12 @@ import pytest
 
 from grood_edge.contract import BankTrial, Candidate
 from grood_edge.export import selection as module
-from grood_edge.export.bank import HeadPlan
+from grood_edge.export.bank import BankRows, HeadPlan
 from grood_edge.export.features import FeaturePass, FeatureTable, rows_of
 from grood_edge.export.leave_class_out import LeaveOut, class_aurocs
 from grood_edge.export.ood_prototype import OodSource, plain_source
 from grood_edge.export.selection import choose_bank, choose_sources
+from grood_edge.scoring import Head
 from tests.export.gaussians import Gaussians, centers
 
 MEAN, ORIGIN = plain_source("mean"), plain_source("origin")
@@ -57,7 +58,7 @@ def test_one_source_must_gain_two_points_and_two_standard_errors(
 ) -> None:
     together = np.array([0.80, 0.85, 0.75, 0.78])
     aurocs = {"mean": together - 0.1, "noise": together + 0.001, "origin": together + gains, "combination": together}
-    monkeypatch.setattr(module, "class_aurocs", lambda half, plan: dict(aurocs))
+    monkeypatch.setattr(module, "class_aurocs", lambda half, plan, fitted: dict(aurocs))
     found, entry = choose_sources(digit_pass.fit, SOURCES, PLAN)
     assert found == ((ORIGIN,) if chosen == "origin" else SOURCES)
     if chosen == "origin":
@@ -144,7 +145,7 @@ def test_smallest_good_size_is_found(good_from: int, digit_pass: FeaturePass, mo
     def measured(trial: module._SizeTrial, rows: int) -> BankTrial:
         return BankTrial(rows, auroc[rows >= good_from], 0.0)
 
-    monkeypatch.setattr(module, "_mean_auroc", lambda half, plan: 0.952)
+    monkeypatch.setattr(module, "_auroc_and_flags", lambda few, many, plan, alpha: (0.952, np.zeros(1, bool)))
     monkeypatch.setattr(module._SizeTrial, "measured", measured)
     found = choose_bank(digit_pass.fit, PLAN, 0.05)
     if good_from < found.trials[0].rows:
@@ -191,10 +192,10 @@ def test_limits_hold_for_many_images(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, int]] = []
     measured = class_aurocs
 
-    def recorded(half: LeaveOut, plan: HeadPlan) -> dict[str, np.ndarray]:
+    def recorded(half: LeaveOut, plan: HeadPlan, fitted: tuple[Head, BankRows]) -> dict[str, np.ndarray]:
         seen.append((len(half.scored), len(half.bank.labels)))
         assert len(half.classes) <= 20
-        return measured(half, plan)
+        return measured(half, plan, fitted)
 
     monkeypatch.setattr(module, "class_aurocs", recorded)
     monkeypatch.setattr(module, "SIZES", (64,))
