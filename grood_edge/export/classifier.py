@@ -221,7 +221,7 @@ def _read_layout(image: ValueInfoProto, asked: Layout | None) -> tuple[Layout, i
     height, width = (dims[2], dims[3]) if layout == "NCHW" else (dims[1], dims[2])
     if max(height or 1, width or 1) > MAX_SIDE or (height or 1) * (width or 1) > MAX_INPUT_PIXELS:
         raise ClassifierError(
-            f"the classifier's input {image.name!r} has shape {shown}; images of at most {MAX_SIDE:,} pixels a side and "
-            f"{MAX_INPUT_PIXELS:,} in all are supported"
+            f"the classifier's input {image.name!r} has shape {shown}; images of at most {MAX_SIDE:,} pixels a side "
+            f"and {MAX_INPUT_PIXELS:,} in all are supported"
         )
     return layout, channels, height, width
