@@ -228,8 +228,9 @@ def _with_input(*shape: int | str, kind: int = 1) -> ModelProto:
         (
             _with_input("N", 3, 16_385, 16),
             OPTIONS,
-            r"shape \['N', 3, 16385, 16\]; images of at most 16,384 pixels a side",
+            r"shape \['N', 3, 16385, 16\]; images of 1 to 16,384 pixels a side",
         ),
+        (_with_input("N", 3, 16, -(1 << 63)), OPTIONS, "images of 1 to 16,384 pixels"),
         (_with_input("N", 3, 16_384, 1_025), OPTIONS, "16,777,216 in all are supported"),
         (_with_input("N", 4, 16, 16), OPTIONS, r"Say so with --classifier-layout NCHW or NHWC"),
         (_with_input("N", "C", 16, 16), OPTIONS, r"export the channel count as a number"),

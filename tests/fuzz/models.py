@@ -178,7 +178,8 @@ TARGETS = (
     Target("session", artifacts, mutate_artifact, open_and_run, memory=256, seconds=20, quick=12),
     Target("probe", probes, mutate_png, read_probe, quick=200),
     Target("sidecar", sidecars, mutate_json, read_sidecar, quick=80),
-    Target("classifier", classifiers, mutate_message, read_classifier, memory=512, seconds=20, quick=20),
+    # 1 kB is enough for a network whose own intermediates take gigabytes, and it is run to see whether it can be used
+    Target("classifier", classifiers, mutate_message, read_classifier, memory=4096, seconds=20, quick=20),
     Target("pt2", archives, mutate_zip(mutate_member), read_archive, quick=0),
     Target("weights", weights, mutate_zip(lambda random, _, data: mutate_bytes(random, data)), read_weights, quick=80),
 )
