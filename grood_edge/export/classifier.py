@@ -222,7 +222,7 @@ def _read_layout(image: ValueInfoProto, asked: Layout | None) -> tuple[Layout, i
     sides = (height or 1, width or 1)
     if not (min(sides) >= 1 and max(sides) <= MAX_SIDE and sides[0] * sides[1] <= MAX_INPUT_PIXELS):
         raise ClassifierError(
-            f"the classifier's input {image.name!r} has shape {shown}; images of 1 to {MAX_SIDE:,} pixels a side and at "
-            f"most {MAX_INPUT_PIXELS:,} in all are supported"
+            f"the classifier's input {image.name!r} has shape {shown}; images of 1 to {MAX_SIDE:,} pixels a side and "
+            f"at most {MAX_INPUT_PIXELS:,} in all are supported"
         )
     return layout, channels, height, width
