@@ -28,7 +28,7 @@ from grood_edge.export.features import FeaturePass, FeatureTable, Reading, colle
 from grood_edge.export.ood_prototype import AUTO, OodSource
 from grood_edge.export.prototypes import require_usable_classes
 from grood_edge.export.scale import choose_scale
-from grood_edge.export.selection import BankChoice, choose_bank, choose_sources
+from grood_edge.export.selection import BankChoice, SourceChoice, choose_bank, choose_sources
 from grood_edge.ort import OrtModel
 from grood_edge.progress import Progress, silent
 from grood_edge.scoring import BankDtype, Head
@@ -171,7 +171,6 @@ def fit_statistics(
     promise = _promise(passes, options)
     table = passes.fit.fit if promise.method == "split" else passes.everything()
     require_usable_classes(table, classes, predicted=options.labels == "predicted")
-    selection = Selection(_without_paths(options.ood_prototype), "as asked for", 0, 0, ())
     plan = HeadPlan(sources, None, options.bank_dtype, options.seed)
     scale = Scale(1.0, str(options.scale), "as asked for", ())
     if options.scale != "auto":
@@ -179,10 +178,15 @@ def fit_statistics(
     elif shuffled is not None:
         scale = choose_scale(passes.fit.fit, shuffled, plan, progress)
     plan = replace(plan, scale=scale.value)
+    chosen = SourceChoice(sources, Selection(_without_paths(options.ood_prototype), "as asked for", 0, 0, ()))
     if options.ood_prototype == AUTO:
-        sources, selection = choose_sources(passes.fit.fit, sources, plan, progress)
-    size = _bank_size(passes.fit.fit, table, replace(plan, sources=sources), options, progress)
-    plan = replace(plan, sources=sources, rows=size.rows)
+        chosen = choose_sources(passes.fit.fit, sources, plan, progress)
+    plan = replace(plan, sources=chosen.sources)
+    if options.bank == "auto":
+        size = choose_bank(passes.fit.fit, plan, options.alpha, progress, chosen.full_auroc)
+    else:
+        size = _bank_size(table, options.bank)
+    plan = replace(plan, rows=size.rows)
     rows, scores = None, None
     if promise.method == "cross-fitted":
         if len(table.labels) < table.images:
@@ -198,9 +202,9 @@ def fit_statistics(
     head, bank_rows = fit_head(table, plan)
     return Fitted(
         head=head,
-        sources=sources,
+        sources=chosen.sources,
         scale=scale,
-        selection=selection,
+        selection=chosen.selection,
         bank=_bank_entry(table, head, bank_rows, size, options),
         fit=_fit_entry(passes, classes, options),
         promise=promise,
@@ -244,20 +248,17 @@ def _promise(passes: Passes, options: FitOptions) -> Promise:
     return promise
 
 
-def _bank_size(
-    selecting: FeatureTable, table: FeatureTable, plan: HeadPlan, options: FitOptions, progress: Progress
-) -> BankChoice:
+def _bank_size(table: FeatureTable, asked: Literal["all", "none"] | int) -> BankChoice:
+    """Return the size that was asked for."""
     kept = int((table.labels == table.predictions).sum())
-    if options.bank == "auto":
-        return choose_bank(selecting, plan, options.alpha, progress)
-    if options.bank == "none":
+    if asked == "none":
         return BankChoice(0, "as asked for: the score is log s", ())
-    if options.bank == "all" and kept < bank_candidates(table):
+    if asked == "all" and kept < bank_candidates(table):
         raise DatasetError(
             f"--bank all: {bank_candidates(table):,} images are classified correctly, and {kept:,} feature rows were "
             "kept. Use --bank auto or --bank N, or keep more rows with --max-bank-source"
         )
-    rows = None if options.bank == "all" or options.bank >= kept else options.bank
+    rows = None if asked == "all" or asked >= kept else asked
     return BankChoice(rows, "as asked for", ())
 
 

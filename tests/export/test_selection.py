@@ -22,7 +22,8 @@ PLAN = HeadPlan(SOURCES, None, "int8", 0)
 
 
 def test_combination_is_kept_where_nothing_is_clearly_better(digit_pass: FeaturePass) -> None:
-    chosen, entry = choose_sources(digit_pass.fit, SOURCES, PLAN)
+    found = choose_sources(digit_pass.fit, SOURCES, PLAN)
+    chosen, entry = found.sources, found.selection
     assert chosen == SOURCES
     assert entry.reason == "no single OOD prototype is clearly better than the combination"
     assert (entry.asked, entry.classes) == ("auto", 7)
@@ -38,7 +39,9 @@ def test_combination_is_kept_where_nothing_is_clearly_better(digit_pass: Feature
 
 
 def test_selection_follows_the_seed_alone(digit_pass: FeaturePass) -> None:
-    first, again, other = (choose_sources(digit_pass.fit, SOURCES, replace(PLAN, seed=seed))[1] for seed in (0, 0, 1))
+    first, again, other = (
+        choose_sources(digit_pass.fit, SOURCES, replace(PLAN, seed=seed)).selection for seed in (0, 0, 1)
+    )
     assert first == again
     assert first.candidates != other.candidates
 
@@ -59,7 +62,8 @@ def test_one_source_must_gain_two_points_and_two_standard_errors(
     together = np.array([0.80, 0.85, 0.75, 0.78])
     aurocs = {"mean": together - 0.1, "noise": together + 0.001, "origin": together + gains, "combination": together}
     monkeypatch.setattr(module, "class_aurocs", lambda half, plan, fitted: dict(aurocs))
-    found, entry = choose_sources(digit_pass.fit, SOURCES, PLAN)
+    choice = choose_sources(digit_pass.fit, SOURCES, PLAN)
+    found, entry = choice.sources, choice.selection
     assert found == ((ORIGIN,) if chosen == "origin" else SOURCES)
     if chosen == "origin":
         assert entry.reason.startswith("origin alone is better than the combination by ")
@@ -90,7 +94,8 @@ def with_classes(table: FeatureTable, labels: list[int]) -> FeatureTable:
 
 def test_two_classes_cannot_choose_and_take_the_mean(digit_pass: FeaturePass) -> None:
     table = with_classes(digit_pass.fit, [2, 5])
-    chosen, entry = choose_sources(table, SOURCES, PLAN)
+    choice = choose_sources(table, SOURCES, PLAN)
+    chosen, entry = choice.sources, choice.selection
     assert chosen == (MEAN,)
     assert entry.reason == "with 2 classes none can be left out, so nothing was chosen: mean is the default"
     assert (entry.classes, entry.images, entry.candidates) == (2, 0, ())
@@ -101,7 +106,7 @@ def test_two_classes_cannot_choose_and_take_the_mean(digit_pass: FeaturePass) ->
 
 
 def test_three_classes_can_choose(digit_pass: FeaturePass) -> None:
-    _, entry = choose_sources(with_classes(digit_pass.fit, [0, 2, 5]), SOURCES, PLAN)
+    entry = choose_sources(with_classes(digit_pass.fit, [0, 2, 5]), SOURCES, PLAN).selection
     assert entry.classes == 3
     assert len(entry.candidates) == 4
 
@@ -112,7 +117,8 @@ def test_classes_of_single_images_cannot_be_left_out(digit_pass: FeaturePass) ->
     keep = (fit.labels == 1) | (np.arange(len(fit.labels)) == np.flatnonzero(fit.labels == 2)[0])
     keep |= np.arange(len(fit.labels)) == np.flatnonzero(fit.labels == 5)[0]
     table = rows_of(fit, keep)
-    chosen, entry = choose_sources(table, SOURCES, PLAN)
+    choice = choose_sources(table, SOURCES, PLAN)
+    chosen, entry = choice.sources, choice.selection
     assert chosen == (MEAN,)
     assert entry.candidates == ()
     assert choose_bank(table, replace(PLAN, sources=chosen), 0.05).trials == ()
@@ -185,6 +191,23 @@ def test_bank_of_the_combination_is_chosen_on_real_digits(digit_pass: FeaturePas
     what = "log s alone" if found.rows == 0 else f"{found.rows} rows"
     assert found.reason == f"{what}: the smallest that loses nothing against {found.trials[0].rows:,}"
     check_trials(found)
+
+
+def test_what_choosing_sources_measured_is_not_measured_again(
+    digit_pass: FeaturePass, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choice = choose_sources(digit_pass.fit, SOURCES, PLAN)
+    assert choice.full_auroc is not None
+    expected = choose_bank(digit_pass.fit, PLAN, 0.05)
+    measured, calls = class_aurocs, list[int | None]()
+
+    def counted(half: LeaveOut, plan: HeadPlan, fitted: tuple[Head, BankRows]) -> dict[str, np.ndarray]:
+        calls.append(plan.rows)
+        return measured(half, plan, fitted)
+
+    monkeypatch.setattr(module, "class_aurocs", counted)
+    assert choose_bank(digit_pass.fit, PLAN, 0.05, full_auroc=choice.full_auroc) == expected
+    assert calls == [trial.rows for trial in expected.trials[1:]]
 
 
 def test_limits_hold_for_many_images(monkeypatch: pytest.MonkeyPatch) -> None:
