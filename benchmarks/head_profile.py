@@ -1,7 +1,7 @@
 """Where the head's time goes within a run of the artifact, by onnxruntime's profile of its nodes; for head_cost.py.
 
 Two of the head's nodes multiply a matrix: the bank and the class prototypes. All others are small: starting one costs
-about as much as computing it. The profile adds 1 to 2 us to each node, so that their sum is more than what was
+about as much as computing it. The profile adds 1 to 2.5 us to each node, so that their sum is more than what was
 measured without it.
 """
 

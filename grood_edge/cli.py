@@ -231,6 +231,9 @@ def main() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    for further in ("SIGTERM", "SIGHUP"):  # shells and systemd send several; one that came now would end the closing
+        if hasattr(signal, further):
+            signal.signal(getattr(signal, further), signal.SIG_IGN)
     raise Terminated(number)
 
 
@@ -239,7 +242,7 @@ def _hang_up(terminals: list[int], number: int, frame: FrameType | None) -> None
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for fd in terminals:
         os.dup2(nowhere, fd)
-    raise Terminated(number)
+    _interrupt(number, frame)
 
 
 def _keep(rows: list[Any], most: int | None) -> Callable[[Any], None]:

@@ -116,6 +116,9 @@ class _Queue(Generic[_Item, _Result]):
             except BaseException as error:  # an archive that is damaged here
                 self._stop(self._given, error)
                 return None
+            with self._changed:
+                if self._closed:  # while it waited
+                    return None
             self._given += 1
             return self._given - 1, item
 

@@ -106,6 +106,11 @@ class MissingExtraError(GroodEdgeError):
             f"{purpose} needs the package {package}, which is not installed. "
             f"Install it with: pip install 'grood-edge[{extra}]' (in a clone: pip install '.[{extra}]')"
         )
+        self._made_of = package, extra, purpose
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
+        """Pass it between processes: pickle would call it with its sentence."""
+        return type(self), self._made_of
 
 
 class Terminated(KeyboardInterrupt):

@@ -71,7 +71,9 @@ class Cluster:
 
         def landed() -> Any:
             try:
-                return _result(ray.get(flying.popleft()))
+                found = ray.get(flying[0])  # stays among those to be cancelled, should Ctrl-C come now
+                flying.popleft()
+                return _result(found)
             except ray.exceptions.RayError as error:
                 raise BackendError(
                     f"a Ray worker failed: {_gist(error)}. A shard is run again {RETRIES} times when its worker dies; "

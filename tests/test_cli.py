@@ -222,6 +222,35 @@ def test_interrupt_leaves_nothing_behind(
     assert list(out.parent.iterdir()) == []
 
 
+@pytest.mark.skipif(os.name != "posix", reason="terminals")
+def test_a_lost_terminal_hangs_up_twice_and_the_closing_goes_on(tmp_path: Path) -> None:
+    """Shells send more than one SIGHUP; a command that is closing its outputs can still print, to nowhere."""
+    code = (
+        "import os, signal, sys, time, grood_edge.cli as cli\n"
+        "def app():\n"
+        "    try:\n"
+        "        print('at work', flush=True)\n"
+        "        time.sleep(60)\n"
+        "    except KeyboardInterrupt as error:\n"
+        "        os.kill(os.getpid(), signal.SIGHUP)\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        print('closing', flush=True)\n"
+        "        open('closed', 'w').write(str(error.number))\n"
+        "cli.app = app\n"
+        "cli.main()\n"
+    )
+    ours, theirs = os.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=theirs, stdout=theirs, stderr=theirs, env=ENVIRONMENT, cwd=tmp_path
+    ) as process:
+        os.close(theirs)
+        assert b"at work" in os.read(ours, 1000)
+        os.close(ours)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(timeout=60) == 0
+    assert (tmp_path / "closed").read_text() == str(int(signal.SIGHUP))
+
+
 @pytest.mark.skipif(os.name != "posix", reason="named pipes")
 def test_interrupt_with_a_spool_says_that_the_same_command_goes_on(
     classifier_onnx: Path, digits: DemoImages, tmp_path: Path

@@ -185,13 +185,23 @@ def test_an_item_that_does_not_come_holds_nothing_else(monkeypatch: pytest.Monke
         assert comes.wait(30)
         yield 1
 
-    results = decoded(items(), of, 2)
+    loaded: list[int] = []
+
+    def load(item: int) -> np.ndarray:
+        loaded.append(item)
+        return of(item)
+
+    results = decoded(items(), load, 2)
     found = [next(results)[0]]
     results.close()
     assert (found, comes.is_set()) == ([0], False)
     left = decoders()
     comes.set()
     assert len(left) == 2
+    for thread in threading.enumerate():
+        if thread.name in left:
+            thread.join(30)
+    assert loaded == [0]  # what comes after the end is not decoded
 
 
 def test_large_images_are_decoded_and_resized_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """onnxruntime, opened strictly, and its exceptions turned into ours."""
 
 import sys
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -127,8 +128,9 @@ def test_wrong_feeds() -> None:
 
 def test_missing_onnxruntime_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'grood-edge\[cpu\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'grood-edge\[cpu\]'") as error:
         open_ort(model())
+    assert str(copy(error.value)) == str(error.value)  # as between processes
 
 
 @pytest.mark.skipif("TensorrtExecutionProvider" in onnxruntime.get_available_providers(), reason="TensorRT is here")

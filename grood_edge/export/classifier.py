@@ -102,6 +102,11 @@ def graph_from_onnx(
         raise ClassifierError(f"--classifier-bgr needs 3 channels, but the classifier's input has {channels}")
     size = options.input_size or (224, 224)
     shape = (channels, height or size[0], width or size[1])
+    if max(shape) > MAX_SIDE or shape[1] * shape[2] > MAX_INPUT_PIXELS:
+        raise ClassifierError(
+            f"the classifier's images have {shape[1]:,} x {shape[2]:,} pixels; at most {MAX_SIDE:,} a side and "
+            f"{MAX_INPUT_PIXELS:,} in all are supported"
+        )
     images = random_images(shape if layout == "NCHW" else (*shape[1:], shape[0]), image.type.tensor_type.elem_type)
     freed = free_batch(model)
     dynamic_batch = _same_outputs(original, freed, model, images)
@@ -128,8 +133,10 @@ def graph_from_onnx(
 
 def random_images(shape: tuple[int, ...], onnx_type: int, count: int = 6) -> np.ndarray:
     """Return seeded normal noise `[count, *shape]` in an ONNX dtype, to compare two graphs with."""
-    noise = np.random.default_rng(0).standard_normal((count, *shape))
-    return noise.astype(helper.tensor_dtype_to_np_dtype(onnx_type))
+    rng, images = np.random.default_rng(0), np.empty((count, *shape), helper.tensor_dtype_to_np_dtype(onnx_type))
+    for image in images:  # in float64 one at a time
+        image[...] = rng.standard_normal(shape)
+    return images
 
 
 def _same_outputs(original: ModelProto, freed: ModelProto, kept: ModelProto, images: np.ndarray) -> bool:
@@ -143,8 +150,6 @@ def _same_outputs(original: ModelProto, freed: ModelProto, kept: ModelProto, ima
     step = shape[0] if isinstance(shape[0], int) and shape[0] > 0 else 1
     images = np.resize(images, (-(-len(images) // step) * step, *images.shape[1:]))
     expected = _outputs(reference, images, step)
-    if expected.ndim < 2:
-        raise ClassifierError("the classifier gives one number for each image, or for all; expected logits of classes")
     if not np.isfinite(expected).all():
         raise ClassifierError("the classifier's outputs are NaN or Inf for random images; check its weights")
     tolerance = HALF_OUTPUT_TOLERANCE if images.dtype == np.float16 else OUTPUT_TOLERANCE
@@ -180,7 +185,12 @@ def _largest_errors(
 def _outputs(model: OrtModel, images: np.ndarray, batch: int) -> np.ndarray:
     (name,) = model.inputs
     rows = [model.run({name: images[i : i + batch]})[model.outputs[0]] for i in range(0, len(images), batch)]
-    return np.concatenate([np.atleast_1d(row) for row in rows]).astype(np.float64)
+    if rows[0].ndim < 2:
+        shape = list(rows[0].shape)
+        raise ClassifierError(
+            f"the classifier's output has shape {shape} for {batch} images; expected logits [N, classes]"
+        )
+    return np.concatenate(rows).astype(np.float64)
 
 
 def _only_image_input(model: ModelProto) -> ValueInfoProto:
@@ -201,7 +211,7 @@ def _only_image_input(model: ModelProto) -> ValueInfoProto:
 
 def _read_layout(image: ValueInfoProto, asked: Layout | None) -> tuple[Layout, int, int | None, int | None]:
     """Read layout, channels, height and width from the input's shape."""
-    dims = [d.dim_value or None for d in image.type.tensor_type.shape.dim]
+    dims = [d.dim_value if d.dim_value > 0 else None for d in image.type.tensor_type.shape.dim]  # some write -1
     shown = [d.dim_value or d.dim_param or "?" for d in image.type.tensor_type.shape.dim]
     if len(dims) != 4:
         raise ClassifierError(f"the classifier's input {image.name!r} has shape {shown}; expected four dimensions")
@@ -219,10 +229,4 @@ def _read_layout(image: ValueInfoProto, asked: Layout | None) -> tuple[Layout, i
             "channels, and 1 or 3 are supported"
         )
     height, width = (dims[2], dims[3]) if layout == "NCHW" else (dims[1], dims[2])
-    sides = (height or 1, width or 1)
-    if not (min(sides) >= 1 and max(sides) <= MAX_SIDE and sides[0] * sides[1] <= MAX_INPUT_PIXELS):
-        raise ClassifierError(
-            f"the classifier's input {image.name!r} has shape {shown}; images of 1 to {MAX_SIDE:,} pixels a side and "
-            f"at most {MAX_INPUT_PIXELS:,} in all are supported"
-        )
     return layout, channels, height, width

@@ -242,8 +242,11 @@ def _batches(
     if workers is not None:
         yield from batches_of_workers(workers, require_listing(dataset), network, start, found.unreadable.extend)
         return
-    samples = _samples(dataset, found, _preparing(network, found.check), start)
-    for group, frames in batches_of(samples, network, lambda: taken + len(found.unreadable)):
+    work = _preparing(network, found.check)
+    # Iterators without a name go with the loop that takes them, and their threads too.
+    for group, frames in batches_of(
+        _samples(dataset, found, work, start), network, lambda: taken + len(found.unreadable)
+    ):
         yield *network.run(group, frames), frames.__getitem__
 
 
@@ -251,8 +254,9 @@ def _samples(dataset: Dataset, found: _Pass, work: Work, start: int) -> Iterator
     def on_unreadable(name: str, reason: str) -> None:
         found.unreadable.append((name, reason))
 
-    samples = restart_of(dataset).samples(on_unreadable, work, start) if start else dataset.samples(on_unreadable, work)
-    for sample in samples:
+    for sample in (
+        restart_of(dataset).samples(on_unreadable, work, start) if start else dataset.samples(on_unreadable, work)
+    ):
         found.check.offer(replace(sample, prepared=None))
         yield sample
 

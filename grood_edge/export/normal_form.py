@@ -242,7 +242,7 @@ def _refuse_malformed_nodes(model: ModelProto, version: int) -> None:
         except checker.ValidationError as error:
             reason = str(error).strip().splitlines()[0]
             raise ClassifierError(
-                f"the classifier's node {_named(node)} is not what opset {version} allows: {reason[:300]}. "
+                f"the classifier's node {_named(node)} is not what opset {version} allows: {reason[:300].rstrip('.')}. "
                 "Export the classifier again"
             ) from error
 
