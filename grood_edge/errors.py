@@ -34,10 +34,12 @@ __all__ = [
     "Terminated",
     "UsageError",
     "VerificationError",
+    "reason_of",
 ]
 
 
 MOST_CHARACTERS = 4000  # of a message
+MOST_OF_A_REASON = 600  # characters of another library's own
 
 
 class GroodEdgeError(Exception):
@@ -46,8 +48,7 @@ class GroodEdgeError(Exception):
     exit_code = 1
 
     def __init__(self, message: str = "") -> None:
-        half = MOST_CHARACTERS // 2  # a file's names may have any length, and what to do stands at the end
-        super().__init__(message if len(message) <= 2 * half else f"{message[:half]} ... {message[-half:]}")
+        super().__init__(_shortened(message, MOST_CHARACTERS))
 
 
 class UsageError(GroodEdgeError):
@@ -119,3 +120,14 @@ class Terminated(KeyboardInterrupt):
     def __init__(self, number: int = signal.SIGTERM) -> None:
         super().__init__()
         self.number = number
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what another library's exception says in its first line, or its type where it says nothing."""
+    said = str(error).strip()
+    return _shortened(said.splitlines()[0], MOST_OF_A_REASON) if said else type(error).__name__
+
+
+def _shortened(text: str, most: int) -> str:
+    """Leave out the middle: names in a file may have any length, and what matters stands on either side of them."""
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"

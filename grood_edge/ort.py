@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from grood_edge.errors import BackendError, MissingExtraError
+from grood_edge.errors import BackendError, MissingExtraError, reason_of
 from grood_edge.threads import thread_limit
 from grood_edge.user_folders import cache_folder
 
@@ -34,7 +34,6 @@ _ADVICE = {
     "tensorrt-ep": ". Where its libraries are missing, install CUDA, cuDNN and the TensorRT that this onnxruntime was "
     "built for" + _OTHERWISE,
 }
-_MOST_CHARACTERS = 600  # of onnxruntime's own message
 _LOG = logging.getLogger("grood_edge")
 
 
@@ -64,7 +63,7 @@ class OrtModel:
         try:
             values = self._run_bound(names, feeds) if self._bound else self._session.run(names, dict(feeds))
         except Exception as error:  # the only base class that onnxruntime's exceptions share
-            raise BackendError(f"onnxruntime failed: {_first_line(error)}") from error
+            raise BackendError(f"onnxruntime failed: {reason_of(error)}") from error
         return dict(zip(names, values, strict=True))
 
     def bind(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> Callable[[], None]:
@@ -83,7 +82,7 @@ class OrtModel:
             try:
                 session.run_with_iobinding(binding)
             except Exception as error:  # the only base class that onnxruntime's exceptions share
-                raise BackendError(f"onnxruntime failed: {_first_line(error)}") from error
+                raise BackendError(f"onnxruntime failed: {reason_of(error)}") from error
 
         return run
 
@@ -139,7 +138,7 @@ def open_ort(model: bytes, provider: str = "cpu", threads: int | None = None, pr
         session.disable_fallback()  # older releases do not know the argument, and a run has a fallback of its own
         session._model_bytes = None  # kept to open the model again for a fallback, for as long as the session lives
     except Exception as error:  # the only base class that onnxruntime's exceptions share
-        reason = _first_line(error).rstrip(".") + _ADVICE.get(provider, "")
+        reason = reason_of(error).rstrip(".") + _ADVICE.get(provider, "")
         raise BackendError(f"onnxruntime cannot open the model on {provider}: {reason}") from error
     if session.get_providers()[0] != name:
         raise BackendError(
@@ -212,13 +211,3 @@ def _profile(model: bytes) -> dict[str, str]:
     sides = "x".join(str(side) for side in image.shape[1:])
     names = ("trt_profile_min_shapes", "trt_profile_opt_shapes", "trt_profile_max_shapes")
     return {name: f"{image.name}:{size}x{sides}" for name, size in zip(names, PROFILE, strict=True)}
-
-
-def _first_line(error: Exception) -> str:
-    line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    # It repeats names of the model, which may be of any length; the reason can stand on either side of them.
-    return (
-        line
-        if len(line) <= _MOST_CHARACTERS
-        else f"{line[: _MOST_CHARACTERS // 2]} ... {line[-_MOST_CHARACTERS // 2 :]}"
-    )

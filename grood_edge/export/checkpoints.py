@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from grood_edge.errors import ClassifierError, MissingExtraError
+from grood_edge.errors import ClassifierError, MissingExtraError, reason_of
 
 try:
     import torch
@@ -151,8 +151,7 @@ def state_dict(path: Path) -> dict[str, torch.Tensor]:
     except ClassifierError:
         raise
     except Exception as error:  # torch raises anything on damaged files: AssertionError, KeyError, RuntimeError
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ClassifierError(f"{path} cannot be read as a state dict: {reason}") from error
+        raise ClassifierError(f"{path} cannot be read as a state dict: {reason_of(error)}") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise ClassifierError(f"{path} holds {type(state).__name__}; expected a state dict of tensors")

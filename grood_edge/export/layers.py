@@ -16,7 +16,7 @@ from onnx import (
     shape_inference,
 )
 
-from grood_edge.errors import ClassifierError
+from grood_edge.errors import ClassifierError, reason_of
 from grood_edge.export.classifier import ClassifierGraph
 from grood_edge.ort import open_ort
 
@@ -108,10 +108,9 @@ def checked(model: ModelProto, precision: str) -> ModelProto:
     try:
         checker.check_model(model, full_check=True)
     except Exception as error:  # ValidationError and InferenceError share no other base class
-        first = str(error).strip().splitlines()[0]
         raise ClassifierError(
-            f"the classifier cannot be written in {precision}: {first}. Keep the node in float32 with --keep-float, or "
-            "use --precision fp32"
+            f"the classifier cannot be written in {precision}: {reason_of(error)}. Keep the node in float32 with "
+            "--keep-float, or use --precision fp32"
         ) from error
     return model
 

@@ -26,7 +26,8 @@ from onnx import (
 )
 
 from grood_edge.artifact import Artifact
-from grood_edge.errors import ArtifactError, ClassifierError
+from grood_edge.errors import ArtifactError, ClassifierError, reason_of
+from grood_edge.export.preflight_finding import MAX_NAME, name_of
 from grood_edge.onnx_proto import OPSET
 
 __all__ = ["IR_VERSION", "free_batch", "load_onnx", "model_of", "normal_form"]
@@ -36,7 +37,6 @@ OLDEST_OPSET = 7  # below it, broadcasting was an attribute and no converter is 
 MAX_MODEL_BYTES = (2 << 30) - 1  # protobuf's own limit
 MAX_INLINED_NODES = 20_000  # in place of local functions; real classifiers have hundreds
 MAX_INLINED_BYTES = 256 << 20  # beyond the model's own
-MOST_NAME = 200  # characters of a name that are repeated
 _MAX_FUNCTION_DEPTH = 64
 _STANDARD = ("", "ai.onnx")
 
@@ -209,9 +209,8 @@ def _to_opset(model: ModelProto) -> ModelProto:
     try:
         return version_converter.convert_version(model, OPSET)
     except Exception as error:  # the converter raises RuntimeError and others straight from C++
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ClassifierError(
-            f"the classifier has opset {version} and cannot be converted to {OPSET}: {reason}. "
+            f"the classifier has opset {version} and cannot be converted to {OPSET}: {reason_of(error)}. "
             f"Export it again with opset {OPSET}"
         ) from error
 
@@ -240,9 +239,9 @@ def _refuse_malformed_nodes(model: ModelProto, version: int) -> None:
         try:
             checker.check_node(alone, context)
         except checker.ValidationError as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = reason_of(error)[:300].rstrip(".")
             raise ClassifierError(
-                f"the classifier's node {_named(node)} is not what opset {version} allows: {reason[:300].rstrip('.')}. "
+                f"the classifier's node {_named(node)} is not what opset {version} allows: {reason}. "
                 "Export the classifier again"
             ) from error
 
@@ -283,7 +282,7 @@ def _is_true(tensor: TensorProto) -> bool:
     try:
         return bool(numpy_helper.to_array(tensor).all())
     except ValueError as error:
-        name = tensor.name[:MOST_NAME]
+        name = tensor.name[:MAX_NAME]
         raise ClassifierError(f"the classifier's tensor {name!r} is damaged: {error}; export it again") from error
 
 
@@ -329,8 +328,7 @@ def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
 
 
 def _named(node: NodeProto) -> str:
-    name = node.name or next(iter(node.output), "without name and output")
-    return f"{node.op_type[:MOST_NAME]} {name[:MOST_NAME]!r}"
+    return f"{node.op_type[:MAX_NAME]} {name_of(node)!r}"
 
 
 def _external_tensors(model: ModelProto) -> Iterator[TensorProto]:

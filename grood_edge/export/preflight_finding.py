@@ -9,8 +9,8 @@ import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
 
 __all__ = [
-    "BOTH", "JETPACK", "TENSORRT_TYPES", "Family", "Finding", "Scope", "is_large_or_outside", "refused", "subgraphs",
-    "type_name", "warning",
+    "BOTH", "JETPACK", "MAX_NAME", "TENSORRT_TYPES", "Family", "Finding", "Scope", "is_large_or_outside", "name_of",
+    "refused", "subgraphs", "type_name", "warning",
 ]  # fmt: skip
 
 Family = Literal["tensorrt", "tensorrt-rtx"]
@@ -85,15 +85,16 @@ class Scope:
 
 def refused(node: NodeProto, found: str, advice: str) -> Finding:
     """Return a finding about a node that stops a build for both families."""
-    return Finding(_name_of(node), node.op_type or "node", found, BOTH, advice)
+    return Finding(name_of(node), node.op_type or "node", found, BOTH, advice)
 
 
 def warning(node: NodeProto, found: str, advice: str, families: tuple[Family, ...]) -> Finding:
     """Return a finding about a node that stops nothing."""
-    return Finding(_name_of(node), node.op_type or "node", found, families, advice, "warning")
+    return Finding(name_of(node), node.op_type or "node", found, families, advice, "warning")
 
 
-def _name_of(node: NodeProto) -> str:
+def name_of(node: NodeProto) -> str:
+    """Return the name of a node, else that of its first output, as far as a message shows it."""
     name = node.name or next((name for name in node.output if name), "") or "without name and output"
     return name[:MAX_NAME]
 

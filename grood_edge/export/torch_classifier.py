@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from onnx import ModelProto, TensorProto
 
-from grood_edge.errors import ClassifierError, MissingExtraError
+from grood_edge.errors import ClassifierError, MissingExtraError, reason_of
 from grood_edge.export.checkpoints import MAX_PT2_BYTES, checked_pt2, state_dict
 from grood_edge.export.factory import call_factory, import_attribute
 from grood_edge.onnx_proto import OPSET
@@ -94,7 +94,7 @@ def _named_network(text: str, weights: Path | None) -> nn.Module:
             network = library.create_model(name, pretrained=False, num_classes=classes)
         network.load_state_dict(state)
     except (ValueError, RuntimeError, KeyError) as error:
-        raise ClassifierError(f"{weights} does not fit {text}: {_first(error)}") from error
+        raise ClassifierError(f"{weights} does not fit {text}: {reason_of(error)}") from error
     return network.eval()
 
 
@@ -135,7 +135,7 @@ def _first_run(network: nn.Module, size: tuple[int, int]) -> tuple[torch.Tensor,
             with torch.no_grad():
                 return images, network(images)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            reasons.append(f"{list(images.shape)}: {_first(error)}")
+            reasons.append(f"{list(images.shape)}: {reason_of(error)}")
     raise ClassifierError(
         f"the network does not accept images of shape {'; nor '.join(reasons)}. Give its input size with --input-size; "
         "networks of 1 or 3 channels are supported"
@@ -153,7 +153,7 @@ def _export(network: nn.Module, images: torch.Tensor) -> ModelProto:
                 )
         except Exception as error:  # tracing runs arbitrary user code; anything can come out of it
             if index + 1 == len(attempts):
-                raise ClassifierError(f"the network cannot be traced to ONNX: {_first(error)}") from error
+                raise ClassifierError(f"the network cannot be traced to ONNX: {reason_of(error)}") from error
             continue
         assert program is not None
         model: ModelProto = program.model_proto
@@ -191,7 +191,7 @@ def _onnx_from_pt2(path: Path) -> ModelProto:
         with _quiet():
             program = torch.export.load(io.BytesIO(clean))
     except Exception as error:  # torch's deserialiser raises many kinds on damaged files
-        raise ClassifierError(f"{path} cannot be loaded by torch {torch.__version__}: {_first(error)}") from error
+        raise ClassifierError(f"{path} cannot be loaded by torch {torch.__version__}: {reason_of(error)}") from error
     for node in program.graph.nodes:
         for layer, flag in _TRAINING_FLAGS.items():
             if layer in str(node.target) and True in node.args[flag : flag + 1]:
@@ -200,7 +200,7 @@ def _onnx_from_pt2(path: Path) -> ModelProto:
         with _quiet():
             traced = torch.onnx.export(program, (), dynamo=True, opset_version=OPSET, verbose=False)
     except Exception as error:  # tracing can fail in any operator
-        raise ClassifierError(f"{path} cannot be converted to ONNX: {_first(error)}") from error
+        raise ClassifierError(f"{path} cannot be converted to ONNX: {reason_of(error)}") from error
     assert traced is not None
     model: ModelProto = traced.model_proto
     _compare_with_program(model, program)
@@ -216,10 +216,6 @@ def _compare_with_program(model: ModelProto, program: "torch.export.ExportedProg
         expected = program.module()(images)
     if isinstance(expected, torch.Tensor):
         _compare(model, images.float().numpy(), expected.float().numpy())
-
-
-def _first(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 @contextlib.contextmanager
